@@ -1,0 +1,160 @@
+"""Every key of a configuration, its meaning and its default; and the check that a configuration makes sense."""
+
+import math
+
+import ml_collections
+
+from gamix_jax.errors import InputError
+
+# Keys whose value is one of a few words.
+CHOICES = {
+    "data.source": ("digits", "folder", "tfds"),
+    "data.crop": ("center", "celeba"),
+    "data.channels": (1, 3),
+    "model.norm": ("batch", "group", "affine"),
+    "model.dtype": ("float32", "bfloat16"),
+    "discriminator.norm": ("batch", "group", "affine"),
+    "objective.kl": ("aggregate", "elbo"),
+    "objective.variance": ("total", "between"),
+    "adversarial.loss": ("hinge", "bce", "none"),
+}
+POSITIVE = (
+    "data.size",
+    "model.latent_size",
+    "model.components",
+    "model.bottleneck",
+    "objective.reconstruction_weight",
+    "objective.collapse_target",
+    "optimizer.generator_learning_rate",
+    "optimizer.discriminator_learning_rate",
+    "train.steps",
+    "train.batch_size",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.checkpoints_kept",
+)
+NOT_NEGATIVE = (
+    "seed",
+    "model.encoder_blocks",
+    "model.decoder_blocks",
+    "objective.kl_weight",
+    "objective.collapse_weight",
+    "adversarial.weight",
+    "adversarial.start",
+)
+FRACTIONS = ("data.test_fraction", "optimizer.beta1", "optimizer.beta2", "train.ema_decay")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The configuration that every file in configs/ starts from; locked, so that an unknown key is refused by name."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of parameters, noise and the order of the data
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "digits"  # digits (scikit-learn's) | folder (JPEG and PNG files) | tfds
+    data.dir = ""  # folder: the images; tfds: where data sets are stored ("" is TFDS's default)
+    data.name = ""  # tfds: name of the data set, such as celeb_a
+    data.train_split = "train"  # tfds: split, with slicing if wanted
+    data.test_split = "test"
+    data.test_fraction = 0.1  # held out where a source has no test split of its own
+    data.size = 8  # height and width given to the model, pixels
+    data.channels = 1  # 1 (grey) | 3 (RGB); images are converted
+    data.crop = "center"  # center (largest centred square) | celeba (centred 148x148 of 178x218); then resized to size
+    data.flip = False  # mirror training images left to right, each with probability 1/2
+
+    config.model = model = ml_collections.ConfigDict()
+    model.latent_size = 16  # D
+    model.components = 1  # K, Gaussians in each image's posterior; the decoder runs K times
+    model.widths = (64, 128)  # channels of each stage; each stage halves height and width
+    model.encoder_blocks = 2  # residual blocks a stage
+    model.decoder_blocks = 1
+    model.bottleneck = 64  # channels of the feature maps next to the latent vector
+    model.norm = "batch"  # batch | group | affine
+    model.input_norm = False  # normalise each image over its pixels first (removes mean colour and contrast)
+    model.dtype = "float32"  # float32 | bfloat16, of the networks' computation
+
+    config.discriminator = discriminator = ml_collections.ConfigDict()
+    discriminator.widths = (128, 128, 128, 64, 64)  # channels of each 3x3 convolution but the last
+    discriminator.strides = (2, 2, 2, 1, 1)
+    discriminator.norm = "batch"  # batch | group | affine
+    discriminator.norm_logits = False
+
+    config.objective = objective = ml_collections.ConfigDict()
+    objective.reconstruction_weight = 5000.0  # of the mean absolute error, images in [-1, 1]
+    objective.kl = "aggregate"  # aggregate (of q(z), over the global batch) | elbo (per image, stratified)
+    objective.kl_weight = 1.0
+    objective.variance = "total"  # aggregate only: total (a lower bound on KL(q(z) || p)) | between (author's code)
+    objective.collapse_weight = 0.1
+    objective.collapse_target = 1.0  # variance at which the collapse penalty vanishes
+
+    config.adversarial = adversarial = ml_collections.ConfigDict()
+    adversarial.loss = "hinge"  # hinge | bce | none
+    adversarial.weight = 100.0  # of the term in the autoencoder's loss
+    adversarial.start = 0  # step from which it counts; the discriminator trains from step 0
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.generator_learning_rate = 1e-4  # Adam, autoencoder
+    optimizer.discriminator_learning_rate = 1e-4  # Adam, discriminator
+    optimizer.beta1 = 0.5
+    optimizer.beta2 = 0.999
+
+    config.train = train = ml_collections.ConfigDict()
+    train.steps = 1000
+    train.batch_size = 128  # images a step over all devices
+    train.ema_decay = 0.999  # of the autoencoder's weights that samples and evaluation use
+    train.log_every = 50  # steps
+    train.evaluate_every = 500  # steps between evaluations and pictures; also at the end
+    train.checkpoint_every = 500  # steps; also at the end
+    train.checkpoints_kept = 3
+    return config.lock()
+
+
+def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
+    """Refuses a configuration that could not train, before any work is done.
+
+    Args:
+      config: as made from `default_config`.
+      device_count: over all processes.
+
+    Raises:
+      InputError: names the key, its value and what it may be.
+    """
+    values = {
+        f"{section}.{key}": value for section in config if section != "seed" for key, value in config[section].items()
+    }
+    values["seed"] = config.seed
+    for key, allowed in CHOICES.items():
+        if values[key] not in allowed:
+            raise InputError(f"config.{key} is {values[key]!r}; it must be one of {', '.join(map(str, allowed))}.")
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"config.{key} is {value}; it must be a finite number.")
+    for key in POSITIVE:
+        if values[key] <= 0:
+            raise InputError(f"config.{key} is {values[key]}; it must be positive.")
+    for key in NOT_NEGATIVE:
+        if values[key] < 0:
+            raise InputError(f"config.{key} is {values[key]}; it must not be negative.")
+    for key in FRACTIONS:
+        if not 0 <= values[key] < 1:
+            raise InputError(f"config.{key} is {values[key]}; it must be at least 0 and below 1.")
+    for key in ("model.widths", "discriminator.widths", "discriminator.strides"):
+        if not values[key] or not all(isinstance(x, int) and x > 0 for x in values[key]):
+            raise InputError(f"config.{key} is {values[key]}; it must be a tuple of positive integers.")
+    if len(config.discriminator.widths) != len(config.discriminator.strides):
+        raise InputError("config.discriminator.widths and config.discriminator.strides must have the same length.")
+    stages = len(config.model.widths)
+    if config.data.size % 2**stages:
+        raise InputError(
+            f"config.data.size is {config.data.size}; config.model.widths has {stages} stages, so it must be a multiple "
+            f"of {2**stages}."
+        )
+    if config.train.batch_size % device_count:
+        raise InputError(
+            f"config.train.batch_size is {config.train.batch_size}; it must be a multiple of the {device_count} devices."
+        )
+    if config.data.source == "tfds" and not config.data.name:
+        raise InputError('config.data.name is empty; set it to a TFDS data set, such as "celeb_a".')
+    if config.data.source == "folder" and not config.data.dir:
+        raise InputError("config.data.dir is empty; set --config.data.dir=DIR to the folder of your images.")

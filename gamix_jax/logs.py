@@ -1,0 +1,72 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard event files and the terminal."""
+
+import json
+from pathlib import Path
+
+import tensorboardX
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+TERMS = ("reconstruction", "kl", "collapse_penalty", "adversarial")
+
+
+class MetricLog:
+    """Appends to WORKDIR/metrics.jsonl and to event files beside it; lines past `step`, of a run cut off, are dropped."""
+
+    def __init__(self, workdir: Path, step: int):
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            path.write_text("".join(line + "\n" for line in lines))
+        self._file = path.open("a")
+        self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line, and one point of each curve."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._events.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # half a line, written as the run was cut off
+
+
+class ProgressBar(Progress):
+    """A bar with step, images a second, time left and the main terms; plain lines where the output is no terminal."""
+
+    def __init__(self, step: int, steps: int, console: Console):
+        super().__init__(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[terms]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self.add_task("", total=steps, completed=step, terms="")
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Shows the numbers of a log step."""
+        terms = f"{values['images_per_second']:.0f} img/s  " + "  ".join(
+            f"{name} {values[name]:.4g}" for name in TERMS if name in values
+        )
+        self.update(self._task, completed=step, terms=terms)
+        if self.disable:
+            self.console.print(f"step {step}  {terms}", soft_wrap=True, highlight=False)
+
+    def step(self, step: int) -> None:
+        """Moves the bar."""
+        self.update(self._task, completed=step)

@@ -1,0 +1,41 @@
+"""Command line: `python -m gamix_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=train|describe] [--config.KEY=VALUE]`."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gamix_jax.errors import InputError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, with its variant after a colon.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: logs, pictures, checkpoints.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "describe"], "What to do.")
+
+
+def main(argv: list[str]) -> None:
+    """Dispatches to the mode asked for; bad input ends with one sentence and exit code 1."""
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every detail of a save at INFO
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    if CONFIG.value is None:
+        raise app.UsageError("--config=FILE is required")
+    try:
+        if MODE.value == "describe":
+            from rich.console import Console
+
+            from gamix_jax.describe import describe
+
+            describe(CONFIG.value, Console())
+        else:
+            from gamix_jax.train import train
+
+            if not WORKDIR.value:
+                raise InputError("--workdir is missing; name the folder for logs, pictures and checkpoints.")
+            train(CONFIG.value, Path(WORKDIR.value))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,90 @@
+"""What training carries from step to step, and how it starts."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from gamix_jax.models import Autoencoder, PatchDiscriminator
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Both players and what averages them; a pytree of arrays, replicated on every device.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      key: the run's random key; it never changes, each step folds its number into it.
+      generator_params, generator_batch_stats, generator_opt_state: of the autoencoder.
+      ema_params, ema_batch_stats: exponential moving averages of the autoencoder's, for samples and evaluation.
+      discriminator_params, discriminator_batch_stats, discriminator_opt_state: empty where there is no adversarial loss.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    generator_params: Any
+    generator_batch_stats: Any
+    generator_opt_state: Any
+    ema_params: Any
+    ema_batch_stats: Any
+    discriminator_params: Any
+    discriminator_batch_stats: Any
+    discriminator_opt_state: Any
+
+
+def make_models(config: ml_collections.ConfigDict) -> tuple[Autoencoder, PatchDiscriminator]:
+    """The two networks that a configuration describes."""
+    dtype = jnp.dtype(config.model.dtype)
+    autoencoder = Autoencoder(
+        image_size=config.data.size,
+        channels=config.data.channels,
+        **{**config.model, "widths": tuple(config.model.widths), "dtype": dtype},
+    )
+    return autoencoder, PatchDiscriminator(**config.discriminator, dtype=dtype)
+
+
+def make_optimizers(
+    config: ml_collections.ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Adam for the autoencoder and for the discriminator."""
+    return tuple(
+        optax.adam(learning_rate, b1=config.optimizer.beta1, b2=config.optimizer.beta2, eps=1e-7)
+        for learning_rate in (
+            config.optimizer.generator_learning_rate,
+            config.optimizer.discriminator_learning_rate,
+        )
+    )
+
+
+def create_state(config: ml_collections.ConfigDict) -> TrainState:
+    """The state at step 0: a function of the configuration alone, so the same on every host."""
+    autoencoder, discriminator = make_models(config)
+    generator_optimizer, discriminator_optimizer = make_optimizers(config)
+    size, channels = config.data.size, config.data.channels
+
+    @jax.jit
+    def initialize(key: jax.Array) -> TrainState:
+        generator_key, discriminator_key, run_key = jax.random.split(key, 3)
+        images = jnp.zeros((1, size, size, channels))
+        generator = autoencoder.init(generator_key, images, jax.random.split(run_key, 1))
+        params, batch_stats = generator["params"], generator.get("batch_stats", {})
+        opponent = (
+            discriminator.init(discriminator_key, images) if config.adversarial.loss != "none" else {"params": {}}
+        )
+        return TrainState(
+            step=jnp.int32(0),
+            key=run_key,
+            generator_params=params,
+            generator_batch_stats=batch_stats,
+            generator_opt_state=generator_optimizer.init(params),
+            ema_params=params,
+            ema_batch_stats=batch_stats,
+            discriminator_params=opponent["params"],
+            discriminator_batch_stats=opponent.get("batch_stats", {}),
+            discriminator_opt_state=discriminator_optimizer.init(opponent["params"]),
+        )
+
+    return initialize(jax.random.key(config.seed))
