@@ -16,7 +16,10 @@ class Checkpoints:
     def __init__(self, workdir: Path, kept: int = 3):
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(
-            self.directory, options=ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=True)
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=kept, enable_async_checkpointing=True
+            ),
         )
 
     def latest_step(self) -> int | None:
@@ -32,7 +35,10 @@ class Checkpoints:
           position: of the training data, JSON-able.
         """
         self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(position))
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(position)
+            ),
         )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -45,7 +51,8 @@ class Checkpoints:
           The state and the position of the training data.
 
         Raises:
-          InputError: what is saved has other arrays than `like`; names the first that differ.
+          InputError: what is saved has other arrays than `like`; names the first that
+            differ.
         """
         step = self.latest_step()
         saved = self._manager.item_metadata(step)["state"]
@@ -56,7 +63,10 @@ class Checkpoints:
                 "Give the configuration it was made with, or another --workdir."
             )
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()
+            ),
         )
         return restored["state"], restored["data"]
 
@@ -68,10 +78,22 @@ class Checkpoints:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree.flatten_with_path(tree)
-    return {"/".join(ocp.tree.utils.tuple_path_from_keypath(path)): tuple(leaf.shape) for path, leaf in leaves}
+    return {
+        "/".join(ocp.tree.utils.tuple_path_from_keypath(path)): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
-def _differences(saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], most: int = 3) -> list[str]:
-    names = [name for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)]
-    listed = [f"{name} is {saved.get(name, 'absent')}, not {wanted.get(name, 'absent')}" for name in names[:most]]
+def _differences(
+    saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], most: int = 3
+) -> list[str]:
+    names = [
+        name
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    listed = [
+        f"{name} is {saved.get(name, 'absent')}, not {wanted.get(name, 'absent')}"
+        for name in names[:most]
+    ]
     return listed + ([f"and {len(names) - most} more"] if len(names) > most else [])

@@ -43,7 +43,12 @@ NOT_NEGATIVE = (
     "adversarial.weight",
     "adversarial.start",
 )
-FRACTIONS = ("data.test_fraction", "optimizer.beta1", "optimizer.beta2", "train.ema_decay")
+FRACTIONS = (
+    "data.test_fraction",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "train.ema_decay",
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -52,7 +57,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of parameters, noise and the order of the data
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "digits"  # digits (scikit-learn's) | folder (JPEG and PNG files) | tfds
+    data.source = (
+        "digits"  # digits (scikit-learn's) | folder (JPEG and PNG files) | tfds
+    )
     data.dir = ""  # folder: the images; tfds: where data sets are stored ("" is TFDS's default)
     data.name = ""  # tfds: name of the data set, such as celeb_a
     data.train_split = "train"  # tfds: split, with slicing if wanted
@@ -65,8 +72,13 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.model = model = ml_collections.ConfigDict()
     model.latent_size = 16  # D
-    model.components = 1  # K, Gaussians in each image's posterior; the decoder runs K times
-    model.widths = (64, 128)  # channels of each stage; each stage halves height and width
+    model.components = (
+        1  # K, Gaussians in each image's posterior; the decoder runs K times
+    )
+    model.widths = (
+        64,
+        128,
+    )  # channels of each stage; each stage halves height and width
     model.encoder_blocks = 2  # residual blocks a stage
     model.decoder_blocks = 1
     model.bottleneck = 64  # channels of the feature maps next to the latent vector
@@ -75,13 +87,21 @@ def default_config() -> ml_collections.ConfigDict:
     model.dtype = "float32"  # float32 | bfloat16, of the networks' computation
 
     config.discriminator = discriminator = ml_collections.ConfigDict()
-    discriminator.widths = (128, 128, 128, 64, 64)  # channels of each 3x3 convolution but the last
+    discriminator.widths = (
+        128,
+        128,
+        128,
+        64,
+        64,
+    )  # channels of each 3x3 convolution but the last
     discriminator.strides = (2, 2, 2, 1, 1)
     discriminator.norm = "batch"  # batch | group | affine
     discriminator.norm_logits = False
 
     config.objective = objective = ml_collections.ConfigDict()
-    objective.reconstruction_weight = 5000.0  # of the mean absolute error, images in [-1, 1]
+    objective.reconstruction_weight = (
+        5000.0  # of the mean absolute error, images in [-1, 1]
+    )
     objective.kl = "aggregate"  # aggregate (of q(z), over the global batch) | elbo (per image, stratified)
     objective.kl_weight = 1.0
     objective.variance = "total"  # aggregate only: total (a lower bound on KL(q(z) || p)) | between (author's code)
@@ -91,7 +111,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.adversarial = adversarial = ml_collections.ConfigDict()
     adversarial.loss = "hinge"  # hinge | bce | none
     adversarial.weight = 100.0  # of the term in the autoencoder's loss
-    adversarial.start = 0  # step from which it counts; the discriminator trains from step 0
+    adversarial.start = (
+        0  # step from which it counts; the discriminator trains from step 0
+    )
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.generator_learning_rate = 1e-4  # Adam, autoencoder
@@ -102,9 +124,13 @@ def default_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.steps = 1000
     train.batch_size = 128  # images a step over all devices
-    train.ema_decay = 0.999  # of the autoencoder's weights that samples and evaluation use
+    train.ema_decay = (
+        0.999  # of the autoencoder's weights that samples and evaluation use
+    )
     train.log_every = 50  # steps
-    train.evaluate_every = 500  # steps between evaluations and pictures; also at the end
+    train.evaluate_every = (
+        500  # steps between evaluations and pictures; also at the end
+    )
     train.checkpoint_every = 500  # steps; also at the end
     train.checkpoints_kept = 3
     return config.lock()
@@ -121,12 +147,17 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
       InputError: names the key, its value and what it may be.
     """
     values = {
-        f"{section}.{key}": value for section in config if section != "seed" for key, value in config[section].items()
+        f"{section}.{key}": value
+        for section in config
+        if section != "seed"
+        for key, value in config[section].items()
     }
     values["seed"] = config.seed
     for key, allowed in CHOICES.items():
         if values[key] not in allowed:
-            raise InputError(f"config.{key} is {values[key]!r}; it must be one of {', '.join(map(str, allowed))}.")
+            raise InputError(
+                f"config.{key} is {values[key]!r}; it must be one of {', '.join(map(str, allowed))}."
+            )
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"config.{key} is {value}; it must be a finite number.")
@@ -138,23 +169,36 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
             raise InputError(f"config.{key} is {values[key]}; it must not be negative.")
     for key in FRACTIONS:
         if not 0 <= values[key] < 1:
-            raise InputError(f"config.{key} is {values[key]}; it must be at least 0 and below 1.")
+            raise InputError(
+                f"config.{key} is {values[key]}; it must be at least 0 and below 1."
+            )
     for key in ("model.widths", "discriminator.widths", "discriminator.strides"):
-        if not values[key] or not all(isinstance(x, int) and x > 0 for x in values[key]):
-            raise InputError(f"config.{key} is {values[key]}; it must be a tuple of positive integers.")
+        if not values[key] or not all(
+            isinstance(x, int) and x > 0 for x in values[key]
+        ):
+            raise InputError(
+                f"config.{key} is {values[key]}; it must be a tuple of positive integers."
+            )
     if len(config.discriminator.widths) != len(config.discriminator.strides):
-        raise InputError("config.discriminator.widths and config.discriminator.strides must have the same length.")
+        raise InputError(
+            "config.discriminator.widths and config.discriminator.strides must have the same length."
+        )
     stages = len(config.model.widths)
     if config.data.size % 2**stages:
         raise InputError(
-            f"config.data.size is {config.data.size}; config.model.widths has {stages} stages, so it must be a multiple "
-            f"of {2**stages}."
+            f"config.data.size is {config.data.size}; it must be a multiple of {2**stages}, for "
+            f"config.model.widths has {stages} stages."
         )
     if config.train.batch_size % device_count:
         raise InputError(
-            f"config.train.batch_size is {config.train.batch_size}; it must be a multiple of the {device_count} devices."
+            f"config.train.batch_size is {config.train.batch_size}; it must be a multiple of the number of devices, "
+            f"{device_count}."
         )
     if config.data.source == "tfds" and not config.data.name:
-        raise InputError('config.data.name is empty; set it to a TFDS data set, such as "celeb_a".')
+        raise InputError(
+            'config.data.name is empty; set it to a TFDS data set, such as "celeb_a".'
+        )
     if config.data.source == "folder" and not config.data.dir:
-        raise InputError("config.data.dir is empty; set --config.data.dir=DIR to the folder of your images.")
+        raise InputError(
+            "config.data.dir is empty; set --config.data.dir=DIR to the folder of your images."
+        )

@@ -14,7 +14,8 @@ from gamix_jax.errors import InputError
 Split = Literal["train", "test"]
 SUFFIXES = (".jpg", ".jpeg", ".png")
 CELEBA_SHAPE, CELEBA_CROP = (178, 218), 148
-# Threads that read and decode, and batches kept ready. Pillow decodes outside the interpreter's lock.
+# Threads that read and decode, and batches kept ready. Pillow decodes outside the
+# interpreter's lock.
 READ = grain.ReadOptions(num_threads=16, prefetch_buffer_size=16)
 
 
@@ -22,7 +23,9 @@ class DigitsSource:
     """The 1,797 handwritten digits that scikit-learn ships: grey, 8x8, 17 levels (UCI ML repository)."""
 
     def __init__(self):
-        from sklearn.datasets import load_digits  # a second to import, wanted by this source alone
+        from sklearn.datasets import (
+            load_digits,
+        )  # a second to import, wanted by this source alone
 
         self._images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
 
@@ -39,7 +42,9 @@ class FolderSource:
     def __init__(self, root: Path):
         self._paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not self._paths:
-            raise InputError(f"No JPEG or PNG image lies in {root}; point config.data.dir at a folder of images.")
+            raise InputError(
+                f"No JPEG or PNG image lies in {root}; point config.data.dir at a folder of images."
+            )
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -51,7 +56,9 @@ class FolderSource:
                 image.load()
                 return image
         except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise InputError(f"{path} is not a readable image ({error}); repair or remove it.") from error
+            raise InputError(
+                f"{path} is not a readable image ({error}); repair or remove it."
+            ) from error
 
 
 class TfdsSource:
@@ -61,22 +68,30 @@ class TfdsSource:
         import tensorflow_datasets as tfds  # seconds to import, wanted by this source alone
 
         try:
-            builder = tfds.builder(name, data_dir=directory or None, file_format="array_record")
+            builder = tfds.builder(
+                name, data_dir=directory or None, file_format="array_record"
+            )
         except (tfds.core.DatasetNotFoundError, ValueError) as error:
-            raise InputError(f"TFDS cannot open the data set {name!r}: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"TFDS cannot open the data set {name!r}: {str(error).splitlines()[0]}"
+            ) from error
         if not builder.is_prepared():
             try:
                 builder.download_and_prepare()
-            except Exception as error:  # TFDS, its download and its builders raise anything
+            except (
+                Exception
+            ) as error:  # TFDS, its download and its builders raise anything
+                cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 raise InputError(
-                    f"The TFDS data set {name!r} is not in {builder.data_path} and could not be prepared "
-                    f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); prepare it where there "
-                    'is a network, or use a folder of images: config.data.source="folder", config.data.dir=DIR.'
+                    f"The TFDS data set {name!r} is not in {builder.data_path} and could not be prepared ({cause}); "
+                    'prepare it where there is a network, or use a folder of images: config.data.source="folder".'
                 ) from error
         try:
             self._records = builder.as_data_source(split=split)
         except (ValueError, KeyError) as error:
-            raise InputError(f"The TFDS data set {name!r} has no split {split!r}: {error}") from error
+            raise InputError(
+                f"The TFDS data set {name!r} has no split {split!r}: {error}"
+            ) from error
         if "image" not in builder.info.features:
             raise InputError(f'The TFDS data set {name!r} has no feature "image".')
 
@@ -88,14 +103,17 @@ class TfdsSource:
         return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
 
 
-def fit_image(image: Image.Image, size: int, channels: int, crop: Literal["center", "celeba"]) -> np.ndarray:
+def fit_image(
+    image: Image.Image, size: int, channels: int, crop: Literal["center", "celeba"]
+) -> np.ndarray:
     """Crops, resizes (bicubic, antialiased) and converts an image.
 
     Args:
       image: of any size and mode.
       size: height and width wanted, pixels.
       channels: 1 (grey) or 3 (RGB).
-      crop: "center", the largest centred square; "celeba", the centred 148x148 of the 178x218 aligned CelebA images.
+      crop: "center", the largest centred square; "celeba", the centred 148x148 of the
+        178x218 aligned CelebA images.
 
     Returns:
       uint8 [size, size, channels].
@@ -111,8 +129,12 @@ def fit_image(image: Image.Image, size: int, channels: int, crop: Literal["cente
         )
     side = CELEBA_CROP if crop == "celeba" else min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
+    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    image = image.resize(
+        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
     return np.asarray(image).reshape(size, size, channels)
 
 
@@ -121,8 +143,8 @@ def open_images(data: ml_collections.ConfigDict, split: Split) -> grain.MapDatas
 
     Args:
       data: the section `data` of the configuration.
-      split: "train" or "test". Where the source has no test split, `data.test_fraction` of its images is one, chosen
-        at random but always alike.
+      split: "train" or "test". Where the source has no test split, `data.test_fraction`
+        of its images is one, chosen at random but always alike.
 
     Returns:
       Dataset of uint8 [size, size, channels].
@@ -145,18 +167,26 @@ def open_images(data: ml_collections.ConfigDict, split: Split) -> grain.MapDatas
         below = root / (split if held_out is None else "train")
         source = FolderSource(below if below.is_dir() else root)
     else:
-        source = TfdsSource(data.name, data.test_split if split == "test" else data.train_split, data.dir)
+        source = TfdsSource(
+            data.name,
+            data.test_split if split == "test" else data.train_split,
+            data.dir,
+        )
     indices: Sequence[int] = range(len(source))
     if held_out is not None:
         shuffled = np.random.default_rng(0).permutation(len(source))
         test_count = round(held_out * len(source))
-        indices = np.sort(shuffled[:test_count] if split == "test" else shuffled[test_count:])
+        indices = np.sort(
+            shuffled[:test_count] if split == "test" else shuffled[test_count:]
+        )
     if not len(indices):
         raise InputError(
             f"The {split} split of the data ({data.source}) is empty; give it images or config.data.test_fraction."
         )
     images = grain.MapDataset.source(indices).map(lambda index: source[int(index)])
-    return images.map(lambda image: fit_image(image, data.size, data.channels, data.crop))
+    return images.map(
+        lambda image: fit_image(image, data.size, data.channels, data.crop)
+    )
 
 
 def train_batches(
@@ -169,9 +199,10 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """Endless shuffled batches of this process's share of each global batch.
 
-    The global order is a function of the seed alone: every image once an epoch, epochs shuffled differently, batches
-    running on over the end of an epoch. Process p takes the p-th block of each global batch, so the global batches do
-    not depend on the number of processes.
+    The global order is a function of the seed alone: every image once an epoch, epochs
+      shuffled differently, batches
+    running on over the end of an epoch. Process p takes the p-th block of each global
+    batch, so the global batches do not depend on the number of processes.
 
     Args:
       images: of the split.
@@ -182,18 +213,24 @@ def train_batches(
       process_count: processes that train together.
 
     Returns:
-      Iterator of uint8 [batch_size / process_count, size, size, channels]; `get_state()` is its position, a small
-      JSON-able dict, and `set_state()` goes there.
+      Iterator of uint8 [batch_size / process_count, size, size, channels];
+      `get_state()` is its position, a small JSON-able dict, and `set_state()` goes
+      there.
     """
     dataset = images.seed(seed).shuffle().repeat()
     if flip:
-        dataset = dataset.random_map(lambda image, rng: image[:, ::-1] if rng.random() < 0.5 else image)
+        dataset = dataset.random_map(
+            lambda image, rng: image[:, ::-1] if rng.random() < 0.5 else image
+        )
     dataset = dataset.batch(batch_size // process_count)[process_index::process_count]
     return iter(dataset.to_iter_dataset(READ))
 
 
-def test_batches(
-    images: grain.MapDataset, batch_size: int, process_index: int = 0, process_count: int = 1
+def evaluation_batches(
+    images: grain.MapDataset,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every image once, in order, in batches of one size: the last one is padded.
 
@@ -204,13 +241,19 @@ def test_batches(
       process_count: processes that evaluate together.
 
     Returns:
-      Iterator of {"image": uint8 [batch_size / process_count, ...], "index": int32, the image's place or -1 for padding}.
+      Iterator of {"image": uint8 [batch_size / process_count, size, size, channels],
+      "index": int32, the image's place or -1 for padding}.
     """
     count = len(images)
 
     def element(position: int) -> dict[str, np.ndarray]:
-        return {"image": images[position % count], "index": np.int32(position if position < count else -1)}
+        return {
+            "image": images[position % count],
+            "index": np.int32(position if position < count else -1),
+        }
 
     padded = -(-count // batch_size) * batch_size
-    dataset = grain.MapDataset.range(padded).map(element).batch(batch_size // process_count)
+    dataset = (
+        grain.MapDataset.range(padded).map(element).batch(batch_size // process_count)
+    )
     return iter(dataset[process_index::process_count].to_iter_dataset(READ))

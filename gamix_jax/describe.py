@@ -1,4 +1,4 @@
-"""What a configuration amounts to: its keys, its parameters and its arithmetic, without allocating or compiling anything."""
+"""What a configuration amounts to: keys, parameters and arithmetic, without allocating or compiling anything."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def describe(config: ml_collections.ConfigDict, console: Console) -> None:
     console.print(str(config), markup=False, highlight=False)
     console.print(parameter_table(config))
     console.print(
-        f"{training_gflop_per_image(config):.1f} GFLOP per image for a training step (a multiply-add counts 2)"
+        f"{training_gflop_per_image(config):.4g} GFLOP per image for a training step (a multiply-add counts 2)"
     )
 
 
@@ -32,24 +32,38 @@ def parameter_table(config: ml_collections.ConfigDict) -> Table:
         column.justify = "right"
 
     def row(name: str, params: Any, batch_stats: Any) -> None:
-        table.add_row(name, *(f"{sum(x.size for x in jax.tree.leaves(tree)):,}" for tree in (params, batch_stats)))
+        table.add_row(
+            name,
+            *(
+                f"{sum(x.size for x in jax.tree.leaves(tree)):,}"
+                for tree in (params, batch_stats)
+            ),
+        )
 
     params, batch_stats = state.generator_params, state.generator_batch_stats
     for module in ("encoder", "decoder"):
         row(f"  {module}", params[module], batch_stats.get(module, {}))
-    # The networks and the heads apart, as the published code and its parameter counts have them.
+    # The networks and the heads apart, as the published code and its parameter counts
+    # have them.
     row("autoencoder", {k: v for k, v in params.items() if k != "head"}, batch_stats)
     row("mixture head", params["head"], {})
     if config.adversarial.loss != "none":
-        row("discriminator", state.discriminator_params, state.discriminator_batch_stats)
+        row(
+            "discriminator", state.discriminator_params, state.discriminator_batch_stats
+        )
     return table
 
 
 def training_gflop_per_image(config: ml_collections.ConfigDict) -> float:
-    """10^9 floating-point operations of one training step per image, counted by XLA in the program before optimisation."""
+    """10^9 floating-point operations of a training step per image, counted by XLA before it optimises."""
     size, channels = config.data.size, config.data.channels
     state = jax.eval_shape(lambda: create_state(config))
-    devices, count = jax.local_device_count(), config.train.batch_size // jax.device_count()
+    devices, count = (
+        jax.local_device_count(),
+        config.train.batch_size // jax.device_count(),
+    )
     batch = jax.ShapeDtypeStruct((devices, count, size, size, channels), jnp.uint8)
-    analysis = map_over_devices(make_train_step(config)).lower(state, batch).cost_analysis()
+    analysis = (
+        map_over_devices(make_train_step(config)).lower(state, batch).cost_analysis()
+    )
     return analysis["flops"] / 1e9 / count

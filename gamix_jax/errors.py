@@ -2,4 +2,4 @@
 
 
 class InputError(Exception):
-    """Bad input: the message is one sentence that names the cause and the cure; `main` prints it without a traceback."""
+    """Bad input; the message is one sentence of cause and cure, which `main` prints without a traceback."""

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import tensorboardX
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 TERMS = ("reconstruction", "kl", "collapse_penalty", "adversarial")
 
@@ -16,7 +23,9 @@ class MetricLog:
     def __init__(self, workdir: Path, step: int):
         path = workdir / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            lines = [
+                line for line in path.read_text().splitlines() if _step_of(line) <= step
+            ]
             path.write_text("".join(line + "\n" for line in lines))
         self._file = path.open("a")
         self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)

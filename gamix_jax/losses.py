@@ -1,7 +1,7 @@
 """The terms of GAMIX-VAE's objective as pure functions of arrays; nothing is weighted here.
 
-Per-image values are returned ([B]) unless the statistic is of the batch. A wrong shape raises AssertionError (chex) naming
-the shapes.
+Per-image values are returned ([B]) unless the statistic is of the batch. A wrong shape
+raises AssertionError (chex) that names the shapes.
 """
 
 from typing import Literal
@@ -28,12 +28,15 @@ def absolute_error(images: jax.Array, reconstruction: jax.Array) -> jax.Array:
     return jnp.mean(error.reshape(error.shape[0], -1), axis=1)
 
 
-def aggregate_kl(moments: AggregateMoments, variance: Literal["total", "between"] = "total") -> jax.Array:
+def aggregate_kl(
+    moments: AggregateMoments, variance: Literal["total", "between"] = "total"
+) -> jax.Array:
     """KL divergence from the moment-matched Gaussian of the aggregate posterior to N(0, I), in closed form.
 
-    With `variance="total"` it is a lower bound on KL(q(z) || N(0, I)): among all q of these moments the Gaussian has the
-    largest entropy. "between" leaves the components' own variance out, as the published code of arXiv 2309.13160
-    does; it bounds nothing and is offered to reproduce that code.
+    With `variance="total"` it is a lower bound on KL(q(z) || N(0, I)): among all q of
+    these moments the Gaussian has the largest entropy. "between" leaves the components'
+    own variance out, as the published code of arXiv 2309.13160 does; it bounds nothing
+    and is offered to reproduce that code.
 
     Args:
       moments: of the aggregate posterior, each [D].
@@ -49,7 +52,8 @@ def aggregate_kl(moments: AggregateMoments, variance: Literal["total", "between"
         raise ValueError(f'variance must be "total" or "between", not {variance!r}.')
     chex.assert_equal_shape([moments.mean, moments.within, moments.between])
     v = moments.between + moments.within if variance == "total" else moments.between
-    # A dimension whose means all coincide has between = 0; the floor keeps the logarithm and its gradient finite.
+    # A dimension whose means all coincide has between = 0; the floor keeps the
+    # logarithm and its gradient finite.
     v = jnp.maximum(v, jnp.finfo(v.dtype).tiny)
     return 0.5 * jnp.sum(jnp.square(moments.mean) + v - 1.0 - jnp.log(v))
 
@@ -57,8 +61,9 @@ def aggregate_kl(moments: AggregateMoments, variance: Literal["total", "between"
 def collapse_penalty(posterior: GaussianMixture, target: float = 1.0) -> jax.Array:
     """Penalty against variance collapse: sum_k pi_k sum_d (r - 1 - log r), r = exp(log_var) / target.
 
-    Zero where every variance equals `target`, growing linearly in -log_var as a variance goes to zero. Twice the KL
-    divergence between zero-mean Gaussians of variances exp(log_var) and `target` (arXiv 2309.13160, per-image term).
+    Zero where every variance equals `target`, growing linearly in -log_var as a
+    variance goes to zero. Twice the KL divergence between zero-mean Gaussians of
+    variances exp(log_var) and `target` (arXiv 2309.13160, per-image term).
 
     Args:
       posterior: logits [B, K], mean and log_var [B, K, D].
@@ -74,11 +79,14 @@ def collapse_penalty(posterior: GaussianMixture, target: float = 1.0) -> jax.Arr
     return jnp.sum(posterior.weights * per_component, axis=-1)
 
 
-def mixture_elbo(log_likelihood: jax.Array, posterior: GaussianMixture, z: jax.Array) -> jax.Array:
+def mixture_elbo(
+    log_likelihood: jax.Array, posterior: GaussianMixture, z: jax.Array
+) -> jax.Array:
     """Stratified evidence lower bound for a mixture posterior and prior N(0, I) (Morningstar et al. 2020, SELBO).
 
-    sum_k pi_k [log p(x|z_k) + log p(z_k) - log q(z_k|x)], z_k ~ N_k: exact over components, one sample within each.
-    With a log-likelihood of zeros it is minus the estimated KL(q(z|x) || p(z)).
+    sum_k pi_k [log p(x|z_k) + log p(z_k) - log q(z_k|x)], z_k ~ N_k: exact over
+    components, one sample within each. With a log-likelihood of zeros it is minus the
+    estimated KL(q(z|x) || p(z)).
 
     Args:
       log_likelihood: [B, K], log p(x|z_k), nats.
@@ -97,25 +105,26 @@ def mixture_elbo(log_likelihood: jax.Array, posterior: GaussianMixture, z: jax.A
     each = jax.tree.map(
         lambda x: x[:, None], posterior
     )  # every sample of an image is scored by that image's whole mixture
-    return jnp.sum(posterior.weights * (at_least_float32(log_likelihood) + log_prior - each.log_prob(z)), axis=-1)
+    return jnp.sum(
+        posterior.weights
+        * (at_least_float32(log_likelihood) + log_prior - each.log_prob(z)),
+        axis=-1,
+    )
 
 
-def _check_logits(real_logits: jax.Array, fake_logits: jax.Array) -> None:
-    chex.assert_equal_rank([real_logits, fake_logits])
-    chex.assert_equal_shape([real_logits, fake_logits], dims=range(1, real_logits.ndim))
-
-
-def hinge_discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+def hinge_discriminator_loss(
+    real_logits: jax.Array, fake_logits: jax.Array
+) -> jax.Array:
     """mean relu(1 - D(x)) + mean relu(1 + D(x^)) over images and patches (Lim and Ye 2017).
 
     Args:
       real_logits: [B, ...] patch logits of data.
-      fake_logits: [B', ...] patch logits of reconstructions, the same but for the number of images.
+      fake_logits: [B, ...] patch logits of reconstructions.
 
     Returns:
       Scalar, >= 0.
     """
-    _check_logits(real_logits, fake_logits)
+    chex.assert_equal_shape([real_logits, fake_logits])
     return jnp.mean(jax.nn.relu(1.0 - at_least_float32(real_logits))) + jnp.mean(
         jax.nn.relu(1.0 + at_least_float32(fake_logits))
     )
@@ -131,12 +140,12 @@ def bce_discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> ja
 
     Args:
       real_logits: [B, ...] patch logits of data.
-      fake_logits: [B', ...] patch logits of reconstructions, the same but for the number of images.
+      fake_logits: [B, ...] patch logits of reconstructions.
 
     Returns:
       Scalar, nats, >= 0.
     """
-    _check_logits(real_logits, fake_logits)
+    chex.assert_equal_shape([real_logits, fake_logits])
     return jnp.mean(jax.nn.softplus(-at_least_float32(real_logits))) + jnp.mean(
         jax.nn.softplus(at_least_float32(fake_logits))
     )

@@ -8,8 +8,12 @@ from ml_collections import config_flags
 
 from gamix_jax.errors import InputError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment, with its variant after a colon.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: logs, pictures, checkpoints.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File of the experiment, with its variant after a colon."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: logs, pictures, checkpoints."
+)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "describe"], "What to do.")
 
 
@@ -31,11 +35,21 @@ def main(argv: list[str]) -> None:
             from gamix_jax.train import train
 
             if not WORKDIR.value:
-                raise InputError("--workdir is missing; name the folder for logs, pictures and checkpoints.")
+                raise InputError(
+                    "--workdir is missing; name the folder for logs, pictures and checkpoints."
+                )
             train(CONFIG.value, Path(WORKDIR.value))
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a configuration or override with an unknown key or a wrong type ends with one sentence."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f"error: bad configuration: {' '.join(str(error).split())}")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 def at_least_float32(x: jax.Array) -> jax.Array:
     """`x` in float32, or as it is where it is wider already."""
+    x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -23,7 +24,8 @@ class GaussianMixture:
     Attributes:
       logits: [..., K], any real numbers.
       mean: [..., K, D].
-      log_var: [..., K, D], natural logarithm of the variances; values in [-30, 30] give finite results and gradients.
+      log_var: [..., K, D], natural logarithm of the variances; values in [-30, 30] give
+        finite results and gradients.
     """
 
     logits: jax.Array
@@ -49,7 +51,8 @@ class GaussianMixture:
         """log q(z).
 
         Args:
-          z: [..., D]; its leading axes broadcast against those of the mixture (so [S, ..., D] scores S samples each).
+          z: [..., D]; its leading axes broadcast against those of the mixture (so [S,
+            ..., D] scores S samples each).
 
         Returns:
           [...], the broadcast leading shape.
@@ -62,12 +65,16 @@ class GaussianMixture:
         leading = jnp.broadcast_shapes(z.shape[:-1], self.logits.shape[:-1])
         components, dimensions = self.mean.shape[-2:]
         shape = (*leading, components, dimensions)
-        # Broadcast before the arithmetic: explicit, so that it also holds where rank promotion is an error.
+        # Broadcast before the arithmetic: explicit, so that it also holds where rank
+        # promotion is an error.
         mean = jnp.broadcast_to(at_least_float32(self.mean), shape)
         log_var = jnp.broadcast_to(at_least_float32(self.log_var), shape)
         z = jnp.broadcast_to(at_least_float32(z)[..., None, :], shape)
         log_normal = -0.5 * jnp.sum(
-            log_var + jnp.square((z - mean) * jnp.exp(-0.5 * log_var)) + math.log(2 * math.pi), axis=-1
+            log_var
+            + jnp.square((z - mean) * jnp.exp(-0.5 * log_var))
+            + math.log(2 * math.pi),
+            axis=-1,
         )
         log_weights = jnp.broadcast_to(self.log_weights, log_normal.shape)
         return jax.nn.logsumexp(log_weights + log_normal, axis=-1)
@@ -78,11 +85,14 @@ class GaussianMixture:
         weights = self.weights[..., None]
         mean = jnp.sum(weights * at_least_float32(self.mean), axis=-2)
         deviation = at_least_float32(self.mean) - mean[..., None, :]
-        variance = jnp.sum(weights * (jnp.exp(at_least_float32(self.log_var)) + jnp.square(deviation)), axis=-2)
+        variance = jnp.sum(
+            weights * (jnp.exp(at_least_float32(self.log_var)) + jnp.square(deviation)),
+            axis=-2,
+        )
         return mean, variance
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """One draw from each mixture, [..., D]. The gradient reaches mean and log_var of the component drawn, not the logits."""
+        """One draw from each mixture, [..., D]; its gradient reaches mean and log_var of the component drawn, not logits."""
         component_key, noise_key = jax.random.split(key)
         component = jax.random.categorical(component_key, self.log_weights, axis=-1)
         z = self.stratified_sample(noise_key)
@@ -92,7 +102,9 @@ class GaussianMixture:
         """One reparametrised draw from each component of each mixture, [..., K, D] (Morningstar et al. 2020)."""
         self.check_shapes()
         mean = at_least_float32(self.mean)
-        return mean + jnp.exp(0.5 * at_least_float32(self.log_var)) * jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + jnp.exp(0.5 * at_least_float32(self.log_var)) * jax.random.normal(
+            key, mean.shape, mean.dtype
+        )
 
 
 @flax.struct.dataclass
@@ -102,7 +114,8 @@ class AggregateMoments:
     Attributes:
       mean: [D], the mean.
       within: [D], average variance of the components.
-      between: [D], variance of the components' means; within + between is the variance of q(z) (law of total variance).
+      between: [D], variance of the components' means; within + between is the variance
+        of q(z) (law of total variance).
     """
 
     mean: jax.Array
@@ -110,12 +123,15 @@ class AggregateMoments:
     between: jax.Array
 
 
-def aggregate_moments(posterior: GaussianMixture, axis_name: str | None = None) -> AggregateMoments:
+def aggregate_moments(
+    posterior: GaussianMixture, axis_name: str | None = None
+) -> AggregateMoments:
     """Moments of the aggregate posterior of the whole batch (DESIGN: m, within, between; arXiv 2309.13160).
 
     Args:
       posterior: mixtures with any leading axes, all of which are averaged over.
-      axis_name: mapped axis (pmap, shard_map, vmap) over whose replicas the batch is spread; the moments are those of
+      axis_name: mapped axis (pmap, shard_map, vmap) over whose replicas the batch is
+        spread; the moments are those of
         the global batch: the mean is averaged first, then the squares centred on it.
 
     Returns:
@@ -125,11 +141,15 @@ def aggregate_moments(posterior: GaussianMixture, axis_name: str | None = None) 
     components, dimensions = posterior.mean.shape[-2:]
     weights = posterior.weights.reshape(-1, components, 1)
     means = at_least_float32(posterior.mean).reshape(-1, components, dimensions)
-    variances = jnp.exp(at_least_float32(posterior.log_var)).reshape(-1, components, dimensions)
+    variances = jnp.exp(at_least_float32(posterior.log_var)).reshape(
+        -1, components, dimensions
+    )
 
     def average(x: jax.Array) -> jax.Array:
         local = jnp.mean(jnp.sum(weights * x, axis=1), axis=0)
         return local if axis_name is None else jax.lax.pmean(local, axis_name)
 
     mean = average(means)
-    return AggregateMoments(mean, average(variances), average(jnp.square(means - mean[None, None, :])))
+    return AggregateMoments(
+        mean, average(variances), average(jnp.square(means - mean[None, None, :]))
+    )

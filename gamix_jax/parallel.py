@@ -12,25 +12,39 @@ from gamix_jax.steps import AXIS
 def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
     """Runs one replica's `step(state, batch)` on every device of every process, with collectives over axis "batch".
 
-    The state has no device axis: it goes in and comes out as ordinary arrays, replicated over the devices; so does
-    everything else that the step returns, which must therefore be the same on every replica.
+    The state has no device axis: it goes in and comes out as ordinary arrays,
+      replicated over the devices; so does
+    everything else that the step returns, which must therefore be the same on every
+    replica.
 
     Args:
       step: (state, batch) to a pytree.
-      donate_state: the result may use the state's memory; the state that was given is then gone.
+      donate_state: the result may use the state's memory; the state that was given is
+        then gone.
 
     Returns:
-      A function of (state, batch), each leaf of the batch [local devices, n, ...] as `split_over_devices` makes it.
+      A function of (state, batch), each leaf of the batch [local devices, n, ...] as
+      `split_over_devices` makes it.
     """
-    return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=(0,) if donate_state else ())
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        donate_argnums=(0,) if donate_state else (),
+    )
 
 
 def split_over_devices(batch: Any) -> Any:
     """Leaves [local devices * n, ...] of this process's batch to [local devices, n, ...]."""
-    return jax.tree.map(lambda x: np.reshape(x, (jax.local_device_count(), -1, *x.shape[1:])), batch)
+    return jax.tree.map(
+        lambda x: np.reshape(x, (jax.local_device_count(), -1, *x.shape[1:])), batch
+    )
 
 
 def replicate(state: Any) -> Any:
     """Arrays copied to every device of this process, as a mapped step returns them: so its first call is its only compilation."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
-    return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return jax.device_put(
+        state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    )

@@ -19,8 +19,10 @@ class TrainState:
       step: int32 scalar, steps done.
       key: the run's random key; it never changes, each step folds its number into it.
       generator_params, generator_batch_stats, generator_opt_state: of the autoencoder.
-      ema_params, ema_batch_stats: exponential moving averages of the autoencoder's, for samples and evaluation.
-      discriminator_params, discriminator_batch_stats, discriminator_opt_state: empty where there is no adversarial loss.
+      ema_params, ema_batch_stats: exponential moving averages of the autoencoder's, for
+        samples and evaluation.
+      discriminator_params, discriminator_batch_stats, discriminator_opt_state: without
+        arrays to train where there is no adversarial loss.
     """
 
     step: jax.Array
@@ -35,7 +37,9 @@ class TrainState:
     discriminator_opt_state: Any
 
 
-def make_models(config: ml_collections.ConfigDict) -> tuple[Autoencoder, PatchDiscriminator]:
+def make_models(
+    config: ml_collections.ConfigDict,
+) -> tuple[Autoencoder, PatchDiscriminator]:
     """The two networks that a configuration describes."""
     dtype = jnp.dtype(config.model.dtype)
     autoencoder = Autoencoder(
@@ -51,7 +55,12 @@ def make_optimizers(
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """Adam for the autoencoder and for the discriminator."""
     return tuple(
-        optax.adam(learning_rate, b1=config.optimizer.beta1, b2=config.optimizer.beta2, eps=1e-7)
+        optax.adam(
+            learning_rate,
+            b1=config.optimizer.beta1,
+            b2=config.optimizer.beta2,
+            eps=1e-7,
+        )
         for learning_rate in (
             config.optimizer.generator_learning_rate,
             config.optimizer.discriminator_learning_rate,
@@ -69,10 +78,14 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
     def initialize(key: jax.Array) -> TrainState:
         generator_key, discriminator_key, run_key = jax.random.split(key, 3)
         images = jnp.zeros((1, size, size, channels))
-        generator = autoencoder.init(generator_key, images, jax.random.split(run_key, 1))
+        generator = autoencoder.init(
+            generator_key, images, jax.random.split(run_key, 1)
+        )
         params, batch_stats = generator["params"], generator.get("batch_stats", {})
         opponent = (
-            discriminator.init(discriminator_key, images) if config.adversarial.loss != "none" else {"params": {}}
+            discriminator.init(discriminator_key, images)
+            if config.adversarial.loss != "none"
+            else {"params": {}}
         )
         return TrainState(
             step=jnp.int32(0),

@@ -23,11 +23,15 @@ class Steps(NamedTuple):
     """What `make_steps` makes. Images are uint8 [n, H, W, C], n to a replica, unless said otherwise.
 
     Attributes:
-      train_step: (state, images) -> (state, metrics), metrics float32 scalars of the global batch.
-      eval_step: (state, {"image": images, "index": int32 [n]}) -> sums over the global batch, for `evaluate`. The index is
-        the image's place in its split and seeds its noise; -1 marks padding, which counts for nothing.
-      decode: (state, z [..., D]) -> images in [-1, 1], of the averaged weights. No collectives.
-      reconstruct: (state, images) -> images in [-1, 1] from the mean of each posterior's weightiest component. No collectives.
+      train_step: (state, images) -> (state, metrics), metrics float32 scalars of the
+        global batch.
+      eval_step: (state, {"image": images, "index": int32 [n]}) -> sums over the global
+        batch, for `evaluate`. The index is the image's place in its split and seeds its
+        noise; -1 marks padding, which counts for nothing.
+      decode: (state, z [..., D]) -> images in [-1, 1], of the averaged weights. No
+        collectives.
+      reconstruct: (state, images) -> images in [-1, 1] from the mean of each
+        posterior's weightiest component. No collectives.
     """
 
     train_step: Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]
@@ -45,7 +49,9 @@ def component_errors(images: jax.Array, reconstruction: jax.Array) -> jax.Array:
     """Mean absolute error of each component's reconstruction: images [B, ...], reconstruction [B, K, ...] to [B, K]."""
     repeated = jnp.broadcast_to(images[:, None], reconstruction.shape)
     flat = (-1, *images.shape[1:])
-    return losses.absolute_error(repeated.reshape(flat), reconstruction.reshape(flat)).reshape(reconstruction.shape[:2])
+    return losses.absolute_error(
+        repeated.reshape(flat), reconstruction.reshape(flat)
+    ).reshape(reconstruction.shape[:2])
 
 
 def autoencoder_objective(
@@ -65,18 +71,24 @@ def autoencoder_objective(
       reconstruction: [B, K, H, W, C], of each draw.
 
     Returns:
-      The loss, a scalar, and its terms before weighting, with statistics of the posterior. The KL term and "active_units"
-      are of the global batch, all else of this replica's.
+      The loss, a scalar, and its terms before weighting, with statistics of the
+      posterior. The aggregate KL and "active_units" are of the global batch, all else
+      of this replica's.
     """
     objective = config.objective
     # 1. reconstruction: sum_k pi_k |x - x^_k|
-    reconstruction_term = jnp.mean(jnp.sum(posterior.weights * component_errors(images, reconstruction), axis=-1))
-    # 2. KL_agg = 1/2 sum_d (m^2 + v - 1 - log v) of the global batch, or the KL part of each image's stratified ELBO
+    reconstruction_term = jnp.mean(
+        jnp.sum(posterior.weights * component_errors(images, reconstruction), axis=-1)
+    )
+    # 2. KL_agg = 1/2 sum_d (m^2 + v - 1 - log v) of the global batch, or the KL part of
+    # each image's stratified ELBO
     moments = aggregate_moments(posterior, axis_name=AXIS)
     if objective.kl == "aggregate":
         kl = losses.aggregate_kl(moments, objective.variance)
     else:
-        kl = -jnp.mean(losses.mixture_elbo(jnp.zeros(posterior.logits.shape), posterior, z))
+        kl = -jnp.mean(
+            losses.mixture_elbo(jnp.zeros(posterior.logits.shape), posterior, z)
+        )
     # 3. collapse = sum_k pi_k sum_d (exp s / t - 1 - log(exp s / t))
     collapse = jnp.mean(losses.collapse_penalty(posterior, objective.collapse_target))
     loss = (
@@ -91,33 +103,43 @@ def autoencoder_objective(
         "collapse_penalty": collapse,
         "variance_mean": jnp.mean(variance),
         "variance_min": jnp.min(variance),
-        # Burda et al. 2016: a unit is active where the variance of its posterior mean over images exceeds 0.01.
+        # Burda et al. 2016: a unit is active where the variance of its posterior mean
+        # over images exceeds 0.01.
         "active_units": jnp.sum(moments.between > 0.01).astype(jnp.float32),
     }
     return loss, terms
 
 
 def play_adversaries(
-    config: ml_collections.ConfigDict, discriminate: Callable, params: Any, fake: jax.Array
+    config: ml_collections.ConfigDict,
+    discriminate: Callable,
+    params: Any,
+    fake: jax.Array,
 ) -> tuple[Any, Any, jax.Array, Metrics]:
     """Both players' losses from one discriminator forward on real and fake images, by two pull-backs through it.
 
     Args:
       config: the section `adversarial` names the loss.
-      discriminate: (params, fake) -> ((real logits, fake logits), new batch statistics).
+      discriminate: (params, fake) -> ((real logits, fake logits), new batch
+        statistics).
       params: of the discriminator.
       fake: [B, H, W, C].
 
     Returns:
-      The gradient of the discriminator's loss with respect to `params`, the new batch statistics, the gradient of the
-      generator's loss with respect to `fake`, and metrics.
+      The gradient of the discriminator's loss with respect to `params`, the new batch
+      statistics, the gradient of the generator's loss with respect to `fake`, and
+      metrics.
     """
     discriminator_loss, generator_loss = {
         "hinge": (losses.hinge_discriminator_loss, losses.hinge_generator_loss),
         "bce": (losses.bce_discriminator_loss, losses.bce_generator_loss),
     }[config.adversarial.loss]
-    (real_logits, fake_logits), pull_back, batch_stats = jax.vjp(discriminate, params, fake, has_aux=True)
-    loss, cotangents = jax.value_and_grad(discriminator_loss, argnums=(0, 1))(real_logits, fake_logits)
+    (real_logits, fake_logits), pull_back, batch_stats = jax.vjp(
+        discriminate, params, fake, has_aux=True
+    )
+    loss, cotangents = jax.value_and_grad(discriminator_loss, argnums=(0, 1))(
+        real_logits, fake_logits
+    )
     params_gradient, _ = pull_back(cotangents)
     adversarial, cotangent = jax.value_and_grad(generator_loss)(fake_logits)
     _, fake_gradient = pull_back((jnp.zeros_like(real_logits), cotangent))
@@ -130,7 +152,9 @@ def play_adversaries(
     return params_gradient, batch_stats, fake_gradient, metrics
 
 
-def make_train_step(config: ml_collections.ConfigDict) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+def make_train_step(
+    config: ml_collections.ConfigDict,
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """One simultaneous step of both players; see `Steps.train_step`."""
     autoencoder, discriminator = make_models(config)
     generator_optimizer, discriminator_optimizer = make_optimizers(config)
@@ -144,57 +168,84 @@ def make_train_step(config: ml_collections.ConfigDict) -> Callable[[TrainState, 
             (posterior, z, reconstruction), updates = autoencoder.apply(
                 variables, images, keys[:, 0], train=True, mutable=["batch_stats"]
             )
-            # The discriminator judges one component an image, drawn by its weight: as many fakes as reals.
-            component = jax.vmap(jax.random.categorical)(keys[:, 1], posterior.log_weights)
+            # The discriminator judges one component an image, drawn by its weight: as
+            # many fakes as reals.
+            component = jax.vmap(jax.random.categorical)(
+                keys[:, 1], posterior.log_weights
+            )
             fake = jax.vmap(lambda images, k: images[k])(reconstruction, component)
             return (posterior, z, reconstruction, fake), updates.get("batch_stats", {})
 
         def discriminate(params: Any, fake: jax.Array) -> tuple[tuple, Any]:
-            variables = {"params": params, "batch_stats": state.discriminator_batch_stats}
+            variables = {
+                "params": params,
+                "batch_stats": state.discriminator_batch_stats,
+            }
             both = jnp.concatenate([images, fake])
-            logits, updates = discriminator.apply(variables, both, train=True, mutable=["batch_stats"])
+            logits, updates = discriminator.apply(
+                variables, both, train=True, mutable=["batch_stats"]
+            )
             return tuple(jnp.split(logits, 2)), updates.get("batch_stats", {})
 
         (posterior, z, reconstruction, fake), pull_back, batch_stats = jax.vjp(
             autoencode, state.generator_params, has_aux=True
         )
         (loss, metrics), cotangents = jax.value_and_grad(
-            lambda *outputs: autoencoder_objective(config, images, *outputs), argnums=(0, 1, 2), has_aux=True
+            lambda *outputs: autoencoder_objective(config, images, *outputs),
+            argnums=(0, 1, 2),
+            has_aux=True,
         )(posterior, z, reconstruction)
 
         if config.adversarial.loss == "none":
             fake_cotangent = jnp.zeros_like(fake)
         else:
-            gradient, discriminator_batch_stats, fake_gradient, played = play_adversaries(
-                config, discriminate, state.discriminator_params, fake
+            gradient, discriminator_batch_stats, fake_gradient, played = (
+                play_adversaries(config, discriminate, state.discriminator_params, fake)
             )
             # 4. the adversarial term, once the discriminator has had its start
-            weight = jnp.where(state.step >= config.adversarial.start, config.adversarial.weight, 0.0)
+            weight = jnp.where(
+                state.step >= config.adversarial.start, config.adversarial.weight, 0.0
+            )
             loss += weight * played["adversarial"]
             fake_cotangent = weight * fake_gradient
             gradient = jax.lax.pmean(gradient, AXIS)
-            metrics |= played | {"discriminator_gradient_norm": optax.global_norm(gradient)}
-            updates, opt_state = discriminator_optimizer.update(gradient, state.discriminator_opt_state)
+            metrics |= played | {
+                "discriminator_gradient_norm": optax.global_norm(gradient)
+            }
+            updates, opt_state = discriminator_optimizer.update(
+                gradient, state.discriminator_opt_state
+            )
             state = state.replace(
-                discriminator_params=optax.apply_updates(state.discriminator_params, updates),
+                discriminator_params=optax.apply_updates(
+                    state.discriminator_params, updates
+                ),
                 discriminator_batch_stats=discriminator_batch_stats,
                 discriminator_opt_state=opt_state,
             )
 
         (gradient,) = pull_back((*cotangents, fake_cotangent))
         gradient = jax.lax.pmean(gradient, AXIS)
-        metrics |= {"generator_loss": loss, "generator_gradient_norm": optax.global_norm(gradient)}
-        updates, opt_state = generator_optimizer.update(gradient, state.generator_opt_state)
+        metrics |= {
+            "generator_loss": loss,
+            "generator_gradient_norm": optax.global_norm(gradient),
+        }
+        updates, opt_state = generator_optimizer.update(
+            gradient, state.generator_opt_state
+        )
         params = optax.apply_updates(state.generator_params, updates)
         # A short memory at first, so that the average forgets the initial weights.
-        decay = jnp.minimum(config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        decay = jnp.minimum(
+            config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step)
+        )
         state = state.replace(
             step=state.step + 1,
             generator_params=params,
             generator_batch_stats=batch_stats,
             generator_opt_state=opt_state,
             ema_params=optax.incremental_update(params, state.ema_params, 1.0 - decay),
-            ema_batch_stats=optax.incremental_update(batch_stats, state.ema_batch_stats, 1.0 - decay),
+            ema_batch_stats=optax.incremental_update(
+                batch_stats, state.ema_batch_stats, 1.0 - decay
+            ),
         )
         return state, _reduce(metrics)
 
@@ -202,7 +253,7 @@ def make_train_step(config: ml_collections.ConfigDict) -> Callable[[TrainState, 
 
 
 def _image_keys(key: jax.Array, count: int) -> jax.Array:
-    """Two keys for each of the replica's images, [count, 2], by place in the global batch: any split of it draws the same noise."""
+    """Two keys for each image of the replica, [count, 2], by its place in the global batch however that is split."""
     index = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
     return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
 
@@ -212,7 +263,9 @@ def _reduce(metrics: Metrics) -> Metrics:
     return jax.lax.pmean(metrics, AXIS) | {"variance_min": minimum}
 
 
-def make_eval_step(config: ml_collections.ConfigDict) -> Callable[[TrainState, dict[str, jax.Array]], Metrics]:
+def make_eval_step(
+    config: ml_collections.ConfigDict,
+) -> Callable[[TrainState, dict[str, jax.Array]], Metrics]:
     """Sums over one batch of what `evaluate` reports; see `Steps.eval_step`."""
     autoencoder, _ = make_models(config)
 
@@ -223,20 +276,32 @@ def make_eval_step(config: ml_collections.ConfigDict) -> Callable[[TrainState, d
         posterior = autoencoder.apply(variables, images, method="encode")
         z = jax.vmap(GaussianMixture.stratified_sample)(posterior, keys)
         reconstruction = autoencoder.apply(variables, posterior.mean, method="decode")
-        squared_error = jnp.mean(jnp.square(images[:, None] - reconstruction), axis=(2, 3, 4))
+        squared_error = jnp.mean(
+            jnp.square(images[:, None] - reconstruction), axis=(2, 3, 4)
+        )
         weights = posterior.weights
         per_image = {
             "count": jnp.ones(mask.shape),
-            "absolute_error": jnp.sum(weights * component_errors(images, reconstruction), axis=-1),
+            "absolute_error": jnp.sum(
+                weights * component_errors(images, reconstruction), axis=-1
+            ),
             "squared_error": jnp.sum(weights * squared_error, axis=-1),
             "kl": -losses.mixture_elbo(jnp.zeros(weights.shape), posterior, z),
-            "collapse_penalty": losses.collapse_penalty(posterior, config.objective.collapse_target),
+            "collapse_penalty": losses.collapse_penalty(
+                posterior, config.objective.collapse_target
+            ),
             "mean": jnp.sum(weights[..., None] * posterior.mean, axis=1),
-            "mean_squared": jnp.sum(weights[..., None] * jnp.square(posterior.mean), axis=1),
-            "variance": jnp.sum(weights[..., None] * jnp.exp(posterior.log_var), axis=1),
+            "mean_squared": jnp.sum(
+                weights[..., None] * jnp.square(posterior.mean), axis=1
+            ),
+            "variance": jnp.sum(
+                weights[..., None] * jnp.exp(posterior.log_var), axis=1
+            ),
         }
         sums = {
-            name: jnp.sum(jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0), axis=0)
+            name: jnp.sum(
+                jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0), axis=0
+            )
             for name, x in per_image.items()
         }
         return jax.lax.psum(sums, AXIS)
@@ -256,6 +321,8 @@ def make_steps(config: ml_collections.ConfigDict) -> Steps:
         variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
         posterior = autoencoder.apply(variables, scale_images(images), method="encode")
         weightiest = jnp.argmax(posterior.logits, axis=-1)
-        return decode(state, jax.vmap(lambda mean, k: mean[k])(posterior.mean, weightiest))
+        return decode(
+            state, jax.vmap(lambda mean, k: mean[k])(posterior.mean, weightiest)
+        )
 
     return Steps(make_train_step(config), make_eval_step(config), decode, reconstruct)

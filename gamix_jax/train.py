@@ -27,7 +27,8 @@ SAMPLES, RECONSTRUCTIONS = 64, 32  # in a picture
 def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     """Trains to `config.train.steps`, going on from the newest checkpoint in `workdir` if there is one.
 
-    Leaves in `workdir`: config.json, metrics.jsonl, TensorBoard event files, figures/*.png and checkpoints/.
+    Leaves in `workdir`: config.json, metrics.jsonl, TensorBoard event files,
+    figures/*.png and checkpoints/.
 
     Args:
       config: the experiment, as made from `config.default_config`.
@@ -40,7 +41,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
       InputError: bad configuration, data or checkpoint, or a loss that is not finite.
     """
     check_config(config, jax.device_count())
-    images = {split: data.open_images(config.data, split) for split in ("train", "test")}
+    images = {
+        split: data.open_images(config.data, split) for split in ("train", "test")
+    }
     batches = data.train_batches(
         images["train"],
         config.train.batch_size,
@@ -60,12 +63,23 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         batches.set_state(position)
     console = Console()
     if int(state.step) >= config.train.steps:
-        console.print(f"{workdir} holds {int(state.step)} steps already; raise --config.train.steps to go on.")
+        console.print(
+            f"{workdir} holds {int(state.step)} steps already; raise --config.train.steps to go on."
+        )
         return state
     (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     log = MetricLog(workdir, int(state.step))
     try:
-        return _run(config, workdir, replicate(state), batches, images["test"], checkpoints, log, console)
+        return _run(
+            config,
+            workdir,
+            replicate(state),
+            batches,
+            images["test"],
+            checkpoints,
+            log,
+            console,
+        )
     finally:
         checkpoints.close()
         log.close()
@@ -86,7 +100,13 @@ def _run(
     steps = make_steps(config)
     train_step = map_over_devices(steps.train_step, donate_state=True)
     eval_step = map_over_devices(steps.eval_step)
-    draw = _painter(jax.jit(steps.decode), jax.jit(steps.reconstruct), config, test_images, workdir / "figures")
+    draw = _painter(
+        jax.jit(steps.decode),
+        jax.jit(steps.reconstruct),
+        config,
+        test_images,
+        workdir / "figures",
+    )
 
     def due(step: int, every: int) -> bool:
         return step % every == 0 or step == options.steps
@@ -94,32 +114,59 @@ def _run(
     console.print(
         f"Training {workdir} from step {start} to {options.steps} on {jax.device_count()} {jax.devices()[0].device_kind}"
     )
-    with ProgressBar(start, options.steps, console) as bar, jax.transfer_guard_device_to_host("disallow"):
+    with (
+        ProgressBar(start, options.steps, console) as bar,
+        jax.transfer_guard_device_to_host("disallow"),
+    ):
         mark, marked = time.perf_counter(), start
         for step in range(start + 1, options.steps + 1):
             state, metrics = train_step(state, split_over_devices(next(batches)))
             bar.step(step)
             if due(step, options.log_every) or due(step, options.checkpoint_every):
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                _check_finite(values, step, options.log_every, checkpoints.latest_step())
+                values = {
+                    name: float(value)
+                    for name, value in jax.device_get(metrics).items()
+                }
+                _check_finite(
+                    values, step, options.log_every, checkpoints.latest_step()
+                )
                 seconds, mark = time.perf_counter() - mark, time.perf_counter()
-                values["images_per_second"] = (step - marked) * options.batch_size / seconds
+                values["images_per_second"] = (
+                    (step - marked) * options.batch_size / seconds
+                )
                 marked = step
                 log.write(step, values)
                 bar.show(step, values)
             if due(step, options.evaluate_every):
-                batch = data.test_batches(test_images, options.batch_size, jax.process_index(), jax.process_count())
-                log.write(step, {f"test/{k}": v for k, v in evaluate(eval_step, state, batch).items()})
+                batch = data.evaluation_batches(
+                    test_images,
+                    options.batch_size,
+                    jax.process_index(),
+                    jax.process_count(),
+                )
+                log.write(
+                    step,
+                    {
+                        f"test/{k}": v
+                        for k, v in evaluate(eval_step, state, batch).items()
+                    },
+                )
                 draw(state, step)
             if due(step, options.checkpoint_every):
                 checkpoints.save(step, state, batches.get_state())
     return state
 
 
-def _check_finite(values: dict[str, float], step: int, log_every: int, saved: int | None) -> None:
+def _check_finite(
+    values: dict[str, float], step: int, log_every: int, saved: int | None
+) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        kept = "nothing was saved" if saved is None else f"the checkpoint of step {saved} is kept"
+        kept = (
+            "nothing was saved"
+            if saved is None
+            else f"the checkpoint of step {saved} is kept"
+        )
         raise InputError(
             f"{', '.join(bad)} became NaN or infinite in the {log_every} steps before step {step}, and {kept}; "
             "lower the learning rate or the weight of the term named first."
@@ -129,7 +176,9 @@ def _check_finite(values: dict[str, float], step: int, log_every: int, saved: in
 def _painter(decode, reconstruct, config, test_images, directory):
     """A function of (state, step) that writes both pictures, always of the same latent vectors and images."""
     z = jax.random.normal(jax.random.key(0), (SAMPLES, config.model.latent_size))
-    originals = np.stack([test_images[i % len(test_images)] for i in range(RECONSTRUCTIONS)])
+    originals = np.stack(
+        [test_images[i % len(test_images)] for i in range(RECONSTRUCTIONS)]
+    )
 
     def draw(state: TrainState, step: int) -> None:
         samples = jax.device_get(decode(state, z))

@@ -27,11 +27,17 @@ class MixtureHead(nn.Module):
         """[B, F] to a mixture of leading shape [B]."""
         features = features.astype(jnp.float32)
         shape = (features.shape[0], self.components, self.latent_size)
-        mean = nn.Dense(self.components * self.latent_size, name="mean")(features).reshape(shape)
-        log_var = nn.Dense(self.components * self.latent_size, name="log_var")(features).reshape(shape)
+        mean = nn.Dense(self.components * self.latent_size, name="mean")(
+            features
+        ).reshape(shape)
+        log_var = nn.Dense(self.components * self.latent_size, name="log_var")(
+            features
+        ).reshape(shape)
         if self.components == 1:
             return GaussianMixture(jnp.zeros(shape[:2]), mean, log_var)
-        return GaussianMixture(nn.Dense(self.components, name="logits")(features), mean, log_var)
+        return GaussianMixture(
+            nn.Dense(self.components, name="logits")(features), mean, log_var
+        )
 
 
 class Autoencoder(nn.Module):
@@ -47,7 +53,8 @@ class Autoencoder(nn.Module):
       bottleneck: channels of the feature maps next to the latent vector.
       norm: "batch", "group" or "affine" (see `Normalization`).
       input_norm: see `Encoder`.
-      dtype: of the computation, float32 or bfloat16; parameters and posterior are float32.
+      dtype: of the computation, float32 or bfloat16; parameters and posterior are
+        float32.
     """
 
     image_size: int
@@ -64,11 +71,22 @@ class Autoencoder(nn.Module):
 
     def setup(self) -> None:
         self.encoder = Encoder(
-            self.widths, self.encoder_blocks, self.bottleneck, self.norm, self.input_norm, self.dtype
+            self.widths,
+            self.encoder_blocks,
+            self.bottleneck,
+            self.norm,
+            self.input_norm,
+            self.dtype,
         )
         self.head = MixtureHead(self.latent_size, self.components)
         self.decoder = Decoder(
-            self.image_size, self.channels, self.widths, self.decoder_blocks, self.bottleneck, self.norm, self.dtype
+            self.image_size,
+            self.channels,
+            self.widths,
+            self.decoder_blocks,
+            self.bottleneck,
+            self.norm,
+            self.dtype,
         )
 
     def encode(self, images: jax.Array, train: bool = False) -> GaussianMixture:
@@ -88,11 +106,13 @@ class Autoencoder(nn.Module):
 
         Args:
           images: [B, H, W, C] in [-1, 1].
-          keys: [B], one random key an image, so that the noise does not depend on how a batch is spread over devices.
+          keys: [B], one random key an image, so that the noise does not depend on how a
+            batch is spread over devices.
           train: batch normalisation uses and updates the statistics of the batch.
 
         Returns:
-          The posterior of leading shape [B], z [B, K, D] and the reconstructions [B, K, H, W, C].
+          The posterior of leading shape [B], z [B, K, D] and the reconstructions [B, K,
+          H, W, C].
         """
         posterior = self.encode(images, train)
         z = jax.vmap(GaussianMixture.stratified_sample)(posterior, keys)

@@ -14,10 +14,12 @@ class Normalization(nn.Module):
     """Normalisation over channels, one of three kinds.
 
     Attributes:
-      kind: "batch", with statistics averaged over the mapped axis "batch" in training (Ioffe and Szegedy 2015); "group",
-        at least four channels a group and at most 32 groups, which does not tie an image to its batch (Wu and He 2018);
-        "affine", batch normalisation whose statistics stay as they were initialised (mean 0, variance 1) or loaded,
-        that is a learned scale and offset, as the published code of arXiv 2309.13160 runs.
+      kind: "batch", with statistics averaged over the mapped axis "batch" in training
+        (Ioffe and Szegedy 2015); "group", at least four channels a group and at most 32
+        groups, which does not tie an image to its batch (Wu and He 2018); "affine",
+        batch normalisation whose statistics stay as they were initialised (mean 0,
+        variance 1) or loaded, that is a learned scale and offset, as the published code
+        of arXiv 2309.13160 runs.
       dtype: of the computation; statistics are float32.
     """
 
@@ -32,7 +34,9 @@ class Normalization(nn.Module):
             groups = max(1, min(math.gcd(32, channels), channels // 4))
             return nn.GroupNorm(num_groups=groups, dtype=self.dtype)(x)
         if self.kind not in ("batch", "affine"):
-            raise ValueError(f'norm must be "batch", "group" or "affine", not {self.kind!r}.')
+            raise ValueError(
+                f'norm must be "batch", "group" or "affine", not {self.kind!r}.'
+            )
         return nn.BatchNorm(
             use_running_average=not train or self.kind == "affine",
             momentum=0.99,

@@ -10,7 +10,7 @@ from gamix_jax.models.normalization import Norm, Normalization
 
 
 class PatchDiscriminator(nn.Module):
-    """3x3 convolutions, each followed by normalisation and LeakyReLU of slope 0.3 (arXiv 2309.13160), then one to the logits.
+    """3x3 convolutions, each with normalisation and LeakyReLU of slope 0.3 (arXiv 2309.13160), then one to the logits.
 
     Attributes:
       widths: channels of each convolution before the last.
@@ -34,10 +34,14 @@ class PatchDiscriminator(nn.Module):
           ValueError: `widths` and `strides` differ in length.
         """
         if len(self.widths) != len(self.strides):
-            raise ValueError(f"widths {self.widths} and strides {self.strides} differ in length.")
+            raise ValueError(
+                f"widths {self.widths} and strides {self.strides} differ in length."
+            )
         x = images
         for width, stride in zip(self.widths, self.strides, strict=True):
             x = nn.Conv(width, (3, 3), strides=stride, dtype=self.dtype)(x)
-            x = nn.leaky_relu(Normalization(self.norm, self.dtype)(x, train), negative_slope=0.3)
+            x = nn.leaky_relu(
+                Normalization(self.norm, self.dtype)(x, train), negative_slope=0.3
+            )
         x = nn.Conv(1, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
         return Normalization(self.norm)(x, train) if self.norm_logits else x

@@ -10,11 +10,12 @@ from gamix_jax.models.normalization import Norm, Normalization
 
 
 class ConvTranspose(nn.Module):
-    """3x3 transposed convolution of stride 2: the gradient of the "SAME" convolution of stride 2, as TensorFlow defines it.
+    """3x3 transposed convolution of stride 2: the gradient of the "SAME" convolution of stride 2, as in TensorFlow.
 
-    Each of the four phases of the output (even or odd row, even or odd column) is a plain convolution with the taps
-    that reach it. This is the same map as one dilated convolution, at the same number of multiplications, but XLA on CPU
-    computes the weight gradient of the latter an order of magnitude slower.
+    Each of the four phases of the output (even or odd row, even or odd column) is a
+    plain convolution with the taps that reach it. It is the map of one dilated
+    convolution, at the same number of multiplications, but XLA on CPU computes the
+    weight gradient of the latter an order of magnitude slower.
     """
 
     features: int
@@ -23,10 +24,13 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] to [B, 2H, 2W, features]."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features)
+        )
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        # y[2j] = x[j] k[0] + x[j-1] k[2] and y[2j+1] = x[j] k[1], in rows and in columns.
+        # y[2j] = x[j] k[0] + x[j-1] k[2] and y[2j+1] = x[j] k[1], in rows and in
+        # columns.
         taps = (slice(None, None, -2), slice(1, 2))  # even: k[2], k[0]; odd: k[1]
 
         def phase(rows: slice, columns: slice) -> jax.Array:
@@ -39,13 +43,17 @@ class ConvTranspose(nn.Module):
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
 
-        phases = jnp.stack([jnp.stack([phase(r, c) for c in taps], axis=3) for r in taps], axis=2)
+        phases = jnp.stack(
+            [jnp.stack([phase(r, c) for c in taps], axis=3) for r in taps], axis=2
+        )
         batch, height, _, width, _, features = phases.shape
-        return phases.reshape(batch, 2 * height, 2 * width, features) + bias.reshape(1, 1, 1, -1)
+        return phases.reshape(batch, 2 * height, 2 * width, features) + bias.reshape(
+            1, 1, 1, -1
+        )
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block that keeps shape: x + f(x), f = (norm, relu, 3x3), (norm, relu, 3x3), (norm, relu, 1x1)."""
+    """Pre-activation residual block that keeps shape: three times norm, ReLU and convolution (3x3, 3x3, 1x1)."""
 
     norm: Norm = "batch"
     dtype: jnp.dtype = jnp.float32
@@ -76,8 +84,15 @@ class DownsampleBlock(nn.Module):
             y = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(y)
         y = nn.relu(Normalization(self.norm, self.dtype)(y, train))
         y = nn.Conv(self.features, (1, 1), strides=2, dtype=self.dtype)(y)
-        shortcut = nn.relu(Normalization(self.norm, self.dtype, name="shortcut_norm")(x, train))
-        return nn.Conv(self.features, (1, 1), strides=2, dtype=self.dtype, name="shortcut")(shortcut) + y
+        shortcut = nn.relu(
+            Normalization(self.norm, self.dtype, name="shortcut_norm")(x, train)
+        )
+        return (
+            nn.Conv(
+                self.features, (1, 1), strides=2, dtype=self.dtype, name="shortcut"
+            )(shortcut)
+            + y
+        )
 
 
 class UpsampleBlock(nn.Module):
@@ -94,20 +109,27 @@ class UpsampleBlock(nn.Module):
         y = nn.Conv(self.features, (1, 1), dtype=self.dtype)(y)
         y = nn.relu(Normalization(self.norm, self.dtype)(y, train))
         y = ConvTranspose(self.features, dtype=self.dtype)(y)
-        shortcut = nn.relu(Normalization(self.norm, self.dtype, name="shortcut_norm")(x, train))
-        return ConvTranspose(self.features, dtype=self.dtype, name="shortcut")(shortcut) + y
+        shortcut = nn.relu(
+            Normalization(self.norm, self.dtype, name="shortcut_norm")(x, train)
+        )
+        return (
+            ConvTranspose(self.features, dtype=self.dtype, name="shortcut")(shortcut)
+            + y
+        )
 
 
 class Encoder(nn.Module):
     """ResNetV2 encoder: a 3x3 convolution, per stage `blocks` residual blocks and one of stride 2, a 1x1 convolution.
 
     Attributes:
-      widths: channels of each stage; their number is the number of stages, each of which halves height and width.
+      widths: channels of each stage; their number is the number of stages, each of
+        which halves height and width.
       blocks: residual blocks before the stride-2 block of each stage.
       bottleneck: channels of the output.
       norm: "batch", "group" or "affine" (see `Normalization`).
-      input_norm: normalise each channel of an image over its pixels first, with a learned scale and offset per pixel, as
-        the published code does. It removes the image's mean colour and contrast.
+      input_norm: normalise each channel of an image over its pixels first, with a
+        learned scale and offset per pixel, as the published code does. It removes the
+        image's mean colour and contrast.
       dtype: of the computation, float32 or bfloat16; parameters are float32.
     """
 
@@ -127,10 +149,17 @@ class Encoder(nn.Module):
         """
         stages = len(self.widths)
         if images.shape[1] % 2**stages or images.shape[2] % 2**stages:
-            raise ValueError(f"Images of {images.shape[1:3]} pixels cannot be halved {stages} times.")
+            raise ValueError(
+                f"Images of {images.shape[1:3]} pixels cannot be halved {stages} times."
+            )
         x = images
         if self.input_norm:
-            x = nn.LayerNorm(reduction_axes=(1, 2), feature_axes=(1, 2), epsilon=1e-3, dtype=self.dtype)(x)
+            x = nn.LayerNorm(
+                reduction_axes=(1, 2),
+                feature_axes=(1, 2),
+                epsilon=1e-3,
+                dtype=self.dtype,
+            )(x)
         x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype)(x)
         for width in (*self.widths[1:], self.widths[-1]):
             for _ in range(self.blocks):
@@ -142,12 +171,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """ResNetV2 decoder, the encoder's mirror: per stage `blocks` residual blocks and one that doubles height and width.
 
-    The last stage goes down to the image's channels, and a 1x1 convolution without activation ends it.
+    The last stage goes down to the image's channels, and a 1x1 convolution without
+    activation ends it.
 
     Attributes:
       image_size: height and width of the images, pixels; a multiple of 2^stages.
       channels: of the images.
-      widths: channels of each stage, in the encoder's order (they are used from last to first).
+      widths: channels of each stage, in the encoder's order (they are used from last to
+        first).
       blocks: residual blocks before the upsampling block of each stage.
       bottleneck: channels of the first feature map.
       norm: "batch", "group" or "affine" (see `Normalization`).
@@ -171,7 +202,9 @@ class Decoder(nn.Module):
         """
         size, remainder = divmod(self.image_size, 2 ** len(self.widths))
         if remainder:
-            raise ValueError(f"Images of {self.image_size} pixels cannot come of doubling {len(self.widths)} times.")
+            raise ValueError(
+                f"Images of {self.image_size} pixels cannot come of doubling {len(self.widths)} times."
+            )
         x = nn.Dense(size * size * self.bottleneck, dtype=self.dtype)(z)
         x = x.reshape(-1, size, size, self.bottleneck)
         x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype)(x)

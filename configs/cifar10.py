@@ -1,0 +1,15 @@
+"""GAMIX-VAE on cifar10."""
+
+from gamix_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.source = "tfds"
+    config.data.name = "cifar10"
+    config.data.size = 32
+    config.data.channels = 3
+    config.model.latent_size = 128
+    config.model.widths = (64, 128, 128)
+    config.train.steps = 50_000
+    return config

@@ -1,0 +1,128 @@
+"""The configurations in configs/ and the check of values."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from gamix_jax.config import check_config, default_config
+from gamix_jax.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+VARIANTS = {"celeba": ["folder", "128", "folder,128,small"], "celeba_hq": ["author"]}
+
+
+def get_config(path, *variant):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*variant)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_and_variant_makes_sense(path):
+    for variant in ([], *([name] for name in VARIANTS.get(path.stem, []))):
+        config = get_config(path, *variant)
+        if config.data.source == "folder":
+            config.data.dir = "images"
+        check_config(config, device_count=8)
+        assert config.is_locked
+    if path.stem in VARIANTS:
+        with pytest.raises(ValueError, match="nonsense"):
+            get_config(path, "nonsense")
+
+
+def test_the_author_s_objective():
+    """5000 / 1 / 0.1 / 100, Adam 1e-4 with beta1 0.5, "between", BCE, norm "affine" (DESIGN.md sections 1 and 2)."""
+    config = get_config(Path(CONFIGS[0]).parent / "celeba_hq.py", "author")
+    objective, adversarial, optimizer = (
+        config.objective,
+        config.adversarial,
+        config.optimizer,
+    )
+    assert (
+        objective.reconstruction_weight,
+        objective.kl_weight,
+        objective.collapse_weight,
+        adversarial.weight,
+    ) == (
+        5000,
+        1,
+        0.1,
+        100,
+    )
+    assert (
+        optimizer.generator_learning_rate,
+        optimizer.discriminator_learning_rate,
+        optimizer.beta1,
+    ) == (
+        1e-4,
+        1e-4,
+        0.5,
+    )
+    assert (objective.variance, adversarial.loss, adversarial.start) == (
+        "between",
+        "bce",
+        0,
+    )
+    assert (
+        config.model.norm,
+        config.discriminator.norm,
+        config.model.latent_size,
+        config.data.size,
+    ) == (
+        "affine",
+        "affine",
+        512,
+        256,
+    )
+
+
+def test_unknown_and_mistyped_keys_are_refused_by_name():
+    config = default_config()
+    with pytest.raises(AttributeError, match="stepz"):
+        config.train.stepz = 3
+    with pytest.raises(TypeError, match="steps"):
+        config.train.steps = "many"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("data.source", "disk", "one of digits, folder, tfds"),
+        ("data.channels", 2, "one of 1, 3"),
+        ("data.size", 10, "multiple of 4"),
+        ("data.size", 0, "must be positive"),
+        ("data.test_fraction", 1.0, "below 1"),
+        ("model.norm", "layer", "one of batch, group, affine"),
+        ("model.dtype", "float16", "one of float32, bfloat16"),
+        ("model.widths", (), "tuple of positive integers"),
+        ("model.widths", (8, -1), "tuple of positive integers"),
+        ("model.components", 0, "must be positive"),
+        ("model.encoder_blocks", -1, "must not be negative"),
+        ("discriminator.strides", (2,), "same length"),
+        ("objective.kl", "both", "one of aggregate, elbo"),
+        ("objective.variance", "within", "one of total, between"),
+        ("objective.reconstruction_weight", float("nan"), "finite"),
+        ("objective.collapse_target", 0.0, "must be positive"),
+        ("adversarial.loss", "wgan", "one of hinge, bce, none"),
+        ("optimizer.beta1", -0.1, "at least 0"),
+        ("train.batch_size", 12, "number of devices, 8"),
+        ("train.steps", 0, "must be positive"),
+        ("seed", -1, "must not be negative"),
+    ],
+)
+def test_bad_values_are_refused_with_what_they_may_be(key, value, sentence):
+    config = default_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=sentence) as error:
+        check_config(config, device_count=8)
+    assert f"config.{key}" in str(error.value)
+
+
+def test_sources_need_their_names():
+    config = default_config()
+    for source, key in (("tfds", "config.data.name"), ("folder", "config.data.dir")):
+        config.data.source = source
+        with pytest.raises(InputError, match=key):
+            check_config(config, device_count=1)

@@ -1,0 +1,105 @@
+"""The command line, as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def gamix(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "gamix_jax.main", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_digits_trains_and_leaves_pictures(tmp_path):
+    """README's first command, for two steps of a small network."""
+    result = gamix(
+        "--config=configs/digits.py",
+        f"--workdir={tmp_path}",
+        "--config.train.steps=2",
+        "--config.train.batch_size=16",
+        "--config.model.widths=(8,)",
+        "--config.discriminator.widths=(8,)",
+        "--config.discriminator.strides=(2,)",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "step 2 " in result.stdout
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "reconstructions_00000002.png",
+        "samples_00000002.png",
+    ]
+    assert (tmp_path / "checkpoints/2").is_dir()
+
+
+def test_describe_counts_the_author_s_parameters():
+    """DESIGN.md section 2: 9,908,140 + 24,326 and 411,075 + 1,026; one step is about 547 GFLOP an image."""
+    result = gamix("--config=configs/celeba_hq.py:author", "--mode=describe")
+    assert result.returncode == 0, result.stderr
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:4]]
+        for line in result.stdout.splitlines()
+        if "│" in line
+    }
+    assert rows["autoencoder"] == ["9,908,140", "24,326"]
+    assert rows["discriminator"] == ["411,075", "1,026"]
+    assert "variance: between" in result.stdout
+    gflop = float(
+        next(line for line in result.stdout.splitlines() if "GFLOP" in line).split()[0]
+    )
+    assert gflop == pytest.approx(547, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            [
+                "--config=configs/digits.py",
+                "--workdir=unmade",
+                "--config.train.stepz=3",
+            ],
+            "stepz",
+        ),
+        (
+            [
+                "--config=configs/digits.py",
+                "--workdir=unmade",
+                "--config.train.steps=many",
+            ],
+            "invalid literal for int() with base 10: 'many'",
+        ),
+        (
+            [
+                "--config=configs/digits.py",
+                "--workdir=unmade",
+                "--config.model.norm=layer",
+            ],
+            "config.model.norm is 'layer'",
+        ),
+        (["--config=configs/nothing.py", "--workdir=unmade"], "configs/nothing.py"),
+        (["--config=configs/digits.py"], "--workdir is missing"),
+        (["--workdir=unmade"], "--config=FILE is required"),
+        (
+            ["--config=configs/digits.py", "--workdir=unmade", "--mode=dance"],
+            "train|describe",
+        ),
+        (
+            ["--config=configs/digits.py", "--workdir=unmade", "extra"],
+            "unknown argument 'extra'",
+        ),
+    ],
+)
+def test_bad_commands_end_with_one_sentence(arguments, sentence):
+    result = gamix(*arguments)
+    assert result.returncode == 1
+    assert sentence in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (ROOT / "unmade").exists()

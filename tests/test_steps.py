@@ -1,0 +1,382 @@
+"""The whole step: on one and on eight devices, against the objective written plainly, and each rule that it keeps."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gamix_jax import losses
+from gamix_jax.config import default_config
+from gamix_jax.evaluate import evaluate
+from gamix_jax.mixture import aggregate_moments
+from gamix_jax.parallel import map_over_devices, split_over_devices
+from gamix_jax.state import create_state, make_models
+from gamix_jax.steps import AXIS, component_errors, make_steps, scale_images
+
+BATCH = 16
+
+
+def tiny_config(**overrides):
+    """8x8 grey images, one stage of 8 channels, K = 2; weights near 1, so that rounding noise stays below Adam's epsilon."""
+    config = default_config()
+    config.update_from_flattened_dict(
+        {
+            "model.widths": (8,),
+            "model.encoder_blocks": 1,
+            "model.decoder_blocks": 1,
+            "model.bottleneck": 4,
+            "model.latent_size": 4,
+            "model.components": 2,
+            "model.norm": "group",
+            "discriminator.widths": (8,),
+            "discriminator.strides": (2,),
+            "discriminator.norm": "group",
+            "objective.reconstruction_weight": 3.0,
+            "adversarial.weight": 0.5,
+            "train.batch_size": BATCH,
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }
+    )
+    return config
+
+
+def images(count=BATCH, seed=0):
+    return np.random.default_rng(seed).integers(
+        0, 256, (count, 8, 8, 1), dtype=np.uint8
+    )
+
+
+def on_one_device(step):
+    mapped = jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=jax.devices()[:1],
+    )
+    return lambda state, batch: mapped(state, jax.tree.map(lambda x: x[None], batch))
+
+
+def run(config, steps=1, devices=8):
+    """States and metrics after each step."""
+    step = make_steps(config).train_step
+    step = on_one_device(step) if devices == 1 else map_over_devices(step)
+    state, metrics = create_state(config), None
+    for i in range(steps):
+        batch = images(seed=i)
+        state, metrics = step(
+            state, batch if devices == 1 else split_over_devices(batch)
+        )
+    return state, metrics
+
+
+def gradients(state, player):
+    """Adam's first moment after one step is (1 - beta1) times the gradient."""
+    (adam, _) = getattr(state, f"{player}_opt_state")
+    return jax.tree.map(lambda mu: mu / 0.5, adam.mu)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model__norm": "batch", "discriminator__norm": "batch"},
+        {"objective__kl": "elbo", "adversarial__loss": "bce"},
+    ],
+    ids=["aggregate-hinge-batch", "elbo-bce-group"],
+)
+def test_one_and_eight_devices_take_the_same_step(overrides):
+    config = tiny_config(**overrides)
+    (one, one_metrics), (eight, eight_metrics) = (
+        run(config, steps=2, devices=n) for n in (1, 8)
+    )
+    # Float32 sums in another order: 1e-6 of a gradient. Adam (epsilon 1e-7) turns an
+    # error e of a gradient g into at most lr * e / (|g| + 1e-7), below 1% of the
+    # learning rate of 1e-4.
+    chex.assert_trees_all_close(
+        one.generator_params, eight.generator_params, rtol=1e-5, atol=2e-6
+    )
+    chex.assert_trees_all_close(
+        one.discriminator_params, eight.discriminator_params, rtol=1e-5, atol=2e-6
+    )
+    chex.assert_trees_all_close(one.ema_params, eight.ema_params, rtol=1e-5, atol=2e-6)
+    for name in ("generator_batch_stats", "discriminator_batch_stats"):
+        chex.assert_trees_all_close(
+            getattr(one, name), getattr(eight, name), rtol=1e-5, atol=1e-6
+        )
+    chex.assert_trees_all_close(one_metrics, eight_metrics, rtol=1e-4, atol=1e-5)
+    moments = [state.generator_opt_state[0].mu for state in (one, eight)]
+    chex.assert_trees_all_close(*moments, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "bce"])
+def test_gradients_are_those_of_the_objective_written_plainly(loss):
+    """Without mapping, vjp or shared forward: two losses, two calls of jax.grad. An adversarial term without gradient shows."""
+    config = tiny_config(adversarial__loss=loss)
+    state, metrics = run(config, devices=8)
+    first = create_state(config)
+    autoencoder, discriminator = make_models(config)
+    x = scale_images(images())
+    key = jax.random.fold_in(first.key, 0)
+    keys = jnp.stack(
+        [jax.random.split(jax.random.fold_in(key, i)) for i in range(BATCH)]
+    )
+
+    def fakes(params):
+        posterior, _, reconstruction = autoencoder.apply(
+            {"params": params}, x, keys[:, 0]
+        )
+        component = jnp.stack(
+            [
+                jax.random.categorical(keys[i, 1], posterior.log_weights[i])
+                for i in range(BATCH)
+            ]
+        )
+        return (
+            posterior,
+            reconstruction,
+            jnp.stack([reconstruction[i, component[i]] for i in range(BATCH)]),
+        )
+
+    def generator_loss(params):
+        posterior, reconstruction, fake = fakes(params)
+        logits = discriminator.apply({"params": first.discriminator_params}, fake)
+        adversarial = {
+            "hinge": losses.hinge_generator_loss,
+            "bce": losses.bce_generator_loss,
+        }[loss](logits)
+        return (
+            3.0
+            * jnp.mean(
+                jnp.sum(posterior.weights * component_errors(x, reconstruction), axis=1)
+            )
+            + losses.aggregate_kl(aggregate_moments(posterior))
+            + 0.1 * jnp.mean(losses.collapse_penalty(posterior))
+            + 0.5 * adversarial
+        )
+
+    def discriminator_loss(params):
+        fake = fakes(first.generator_params)[2]
+        real_logits, fake_logits = (
+            discriminator.apply({"params": params}, images) for images in (x, fake)
+        )
+        form = {
+            "hinge": losses.hinge_discriminator_loss,
+            "bce": losses.bce_discriminator_loss,
+        }[loss]
+        return form(real_logits, fake_logits)
+
+    for player, function in (
+        ("generator", generator_loss),
+        ("discriminator", discriminator_loss),
+    ):
+        value, gradient = jax.jit(jax.value_and_grad(function))(
+            getattr(first, f"{player}_params")
+        )
+        np.testing.assert_allclose(metrics[f"{player}_loss"], value, rtol=1e-5)
+        chex.assert_trees_all_close(
+            gradients(state, player), gradient, rtol=1e-3, atol=1e-5
+        )
+        norm = np.sqrt(
+            sum(
+                np.sum(np.square(g, dtype=np.float64))
+                for g in jax.tree.leaves(gradient)
+            )
+        )
+        np.testing.assert_allclose(metrics[f"{player}_gradient_norm"], norm, rtol=1e-4)
+
+
+def test_adversarial_start():
+    """Before its start the term moves the discriminator only; the autoencoder goes as without it."""
+    alone, _ = run(tiny_config(adversarial__loss="none"), steps=2)
+    late, metrics = run(tiny_config(adversarial__start=2), steps=2)
+    early, _ = run(tiny_config(adversarial__start=1), steps=2)
+    chex.assert_trees_all_close(
+        alone.generator_params, late.generator_params, atol=2e-6
+    )
+    moved = [
+        np.max(np.abs(a - b))
+        for a, b in zip(
+            *map(jax.tree.leaves, (early.generator_params, late.generator_params)),
+            strict=True,
+        )
+    ]
+    assert max(moved) > 2e-5
+    start = create_state(tiny_config())
+    assert any(
+        np.any(a != b)
+        for a, b in zip(
+            *map(
+                jax.tree.leaves, (start.discriminator_params, late.discriminator_params)
+            ),
+            strict=True,
+        )
+    )
+    assert "adversarial" in metrics
+
+
+def test_metrics_are_complete_and_finite():
+    state, metrics = run(tiny_config())
+    assert set(metrics) == {
+        *(
+            "reconstruction",
+            "kl",
+            "collapse_penalty",
+            "adversarial",
+            "generator_loss",
+            "discriminator_loss",
+        ),
+        *(
+            "generator_gradient_norm",
+            "discriminator_gradient_norm",
+            "real_logit_mean",
+            "fake_logit_mean",
+        ),
+        *("variance_mean", "variance_min", "active_units"),
+    }
+    assert all(x.shape == () and np.isfinite(x) for x in metrics.values())
+    assert int(state.step) == 1
+    _, alone = run(tiny_config(adversarial__loss="none"))
+    assert set(alone) == set(metrics) - {
+        *(
+            "adversarial",
+            "discriminator_loss",
+            "discriminator_gradient_norm",
+            "real_logit_mean",
+            "fake_logit_mean",
+        )
+    }
+
+
+def test_average_of_weights():
+    """Decay (1 + t) / (10 + t) until it reaches the one configured: 1/10 at the first step, 2/11 at the second."""
+    config = tiny_config(
+        train__ema_decay=0.15, adversarial__loss="none", model__norm="batch"
+    )
+    start, (first, _), (second, _) = (
+        create_state(config),
+        run(config, 1),
+        run(config, 2),
+    )
+    for live, average in (
+        ("generator_params", "ema_params"),
+        ("generator_batch_stats", "ema_batch_stats"),
+    ):
+        expected = jax.tree.map(
+            lambda a, b: 0.1 * a + 0.9 * b,
+            getattr(start, average),
+            getattr(first, live),
+        )
+        chex.assert_trees_all_close(
+            getattr(first, average), expected, rtol=1e-5, atol=1e-7
+        )
+        expected = jax.tree.map(
+            lambda a, b: 0.15 * a + 0.85 * b,
+            getattr(first, average),
+            getattr(second, live),
+        )
+        chex.assert_trees_all_close(
+            getattr(second, average), expected, rtol=1e-5, atol=1e-7
+        )
+
+
+def test_the_seed_decides_everything():
+    (a, _), (b, _), (c, _) = (
+        run(tiny_config(adversarial__loss="none", seed=seed)) for seed in (1, 1, 2)
+    )
+    chex.assert_trees_all_equal(a.generator_params, b.generator_params)
+    assert any(
+        np.any(x != y)
+        for x, y in zip(
+            *map(jax.tree.leaves, (a.generator_params, c.generator_params)), strict=True
+        )
+    )
+    assert np.all(
+        jax.random.key_data(a.key)
+        == jax.random.key_data(create_state(tiny_config(seed=1)).key)
+    )
+
+
+def test_bfloat16_step_keeps_wide_state_and_close_losses():
+    state, metrics = run(tiny_config(model__dtype="bfloat16"))
+    _, wide = run(tiny_config())
+    assert {
+        x.dtype
+        for x in jax.tree.leaves(
+            (state.generator_params, state.ema_params, state.discriminator_params)
+        )
+    } == {jnp.dtype("float32")}
+    # bfloat16 keeps 8 bits; the terms are means over many values
+    for name in ("reconstruction", "collapse_penalty", "generator_loss"):
+        np.testing.assert_allclose(metrics[name], wide[name], rtol=0.05)
+
+
+def test_evaluation_counts_every_image_once_however_it_is_batched():
+    config = tiny_config()
+    state, eval_step = (
+        create_state(config),
+        map_over_devices(make_steps(config).eval_step),
+    )
+    pixels = images(20)
+
+    def batches(size):
+        for start in range(0, 20, size):
+            index = np.arange(start, start + size)
+            yield {
+                "image": pixels[index % 20],
+                "index": np.where(index < 20, index, -1).astype(np.int32),
+            }
+
+    results = [evaluate(eval_step, state, batches(size)) for size in (8, 16, 40)]
+    assert results[0]["count"] == 20
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], rel=1e-4)
+
+    # The same figures from the networks alone, in numpy float64.
+    autoencoder, _ = make_models(config)
+    x = scale_images(pixels)
+    posterior = autoencoder.apply({"params": state.ema_params}, x, method="encode")
+    reconstruction = autoencoder.apply(
+        {"params": state.ema_params}, posterior.mean, method="decode"
+    )
+    weights = np.asarray(posterior.weights, np.float64)
+    error = np.float64(x)[:, None] - np.float64(reconstruction)
+    expected = {
+        "absolute_error": np.sum(weights * np.abs(error).mean((2, 3, 4)), 1).mean(),
+        "squared_error": np.sum(weights * (error**2).mean((2, 3, 4)), 1).mean(),
+        "aggregate_kl": float(losses.aggregate_kl(aggregate_moments(posterior))),
+        "collapse_penalty": float(jnp.mean(losses.collapse_penalty(posterior))),
+    }
+    expected["psnr"] = 10 * np.log10(4 / expected["squared_error"])
+    assert {name: results[0][name] for name in expected} == pytest.approx(
+        expected, rel=1e-4
+    )
+    z = jnp.stack(
+        [
+            jax.tree.map(lambda leaf: leaf[i], posterior).stratified_sample(
+                jax.random.fold_in(state.key, i)
+            )
+            for i in range(20)
+        ]
+    )
+    kl = -jnp.mean(losses.mixture_elbo(jnp.zeros(weights.shape), posterior, z))
+    np.testing.assert_allclose(results[0]["kl"], kl, rtol=1e-4)
+
+
+def test_decode_and_reconstruct_use_the_averaged_weights():
+    config = tiny_config()
+    state, steps = create_state(config), make_steps(config)
+    spoiled = state.replace(
+        generator_params=jax.tree.map(lambda x: x * jnp.nan, state.generator_params)
+    )
+    z = np.ones((3, 4), np.float32)
+    chex.assert_shape(steps.decode(spoiled, z), (3, 8, 8, 1))
+    np.testing.assert_array_equal(steps.decode(spoiled, z), steps.decode(state, z))
+    reconstruction = steps.reconstruct(spoiled, images(3))
+    chex.assert_shape(reconstruction, (3, 8, 8, 1))
+    assert np.all(np.isfinite(reconstruction))
+
+
+def test_scaling():
+    """0 and 255 are the ends of [-1, 1]."""
+    np.testing.assert_allclose(scale_images(np.array([0, 255], np.uint8)), [-1, 1])

@@ -1,0 +1,168 @@
+"""Runs from start to end: what they leave, that they go on exactly, and that they stop where they must."""
+
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_data import photo
+from test_steps import tiny_config
+
+from gamix_jax import train as train_module
+from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.errors import InputError
+from gamix_jax.state import create_state
+from gamix_jax.train import train
+
+
+def small_run(**overrides):
+    """Digits, adversarial from the start, everything every second step."""
+    every = {f"train__{name}_every": 2 for name in ("log", "evaluate", "checkpoint")}
+    return tiny_config(
+        **{
+            "train__steps": 4,
+            "objective__reconstruction_weight": 100.0,
+            **every,
+            **overrides,
+        }
+    )
+
+
+def lines(workdir):
+    return [
+        json.loads(line)
+        for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of four steps in one go."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, train(small_run(), workdir)
+
+
+def test_a_run_leaves_numbers_pictures_and_checkpoints(whole):
+    workdir, state = whole
+    assert int(state.step) == 4
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(
+        json.dumps(small_run().to_dict())
+    )
+    steps = [line["step"] for line in lines(workdir)]
+    assert steps == [2, 2, 4, 4]  # training, then evaluation
+    assert lines(workdir)[1]["test/count"] == 180
+    assert all(np.isfinite(value) for line in lines(workdir) for value in line.values())
+    assert list(workdir.glob("events.out.tfevents.*"))
+    names = sorted(path.name for path in (workdir / "figures").iterdir())
+    assert names == [
+        f"{what}_{step:08}.png"
+        for what in ("reconstructions", "samples")
+        for step in (2, 4)
+    ]
+    # 8x8 images enlarged four times, 8 to a row, a line of one pixel between
+    assert {Image.open(path).size for path in (workdir / "figures").iterdir()} == {
+        (8 * 33 - 1, 8 * 33 - 1)
+    }
+    assert Checkpoints(workdir).latest_step() == 4
+
+
+def test_a_run_cut_in_two_is_the_same_run(whole, tmp_path):
+    """Parameters bit by bit, and every step's numbers once, though the first half logged past its last checkpoint."""
+    train(small_run(train__steps=3, train__checkpoint_every=2), tmp_path)
+    for path in (tmp_path / "checkpoints/3").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    import shutil
+
+    shutil.rmtree(tmp_path / "checkpoints/3")
+    state = train(small_run(), tmp_path)
+    chex.assert_trees_all_equal(*(jax.tree.map(_bits, s) for s in (state, whole[1])))
+    drop = lambda line: {
+        name: value for name, value in line.items() if name != "images_per_second"
+    }
+    assert [drop(line) for line in lines(tmp_path)] == [
+        drop(line) for line in lines(whole[0])
+    ]
+
+
+def _bits(leaf):
+    return np.asarray(
+        jax.random.key_data(leaf)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf
+    )
+
+
+def test_a_finished_run_is_left_alone(whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+    state = train(small_run(), whole[0])
+    assert int(state.step) == 4
+    assert "holds 4 steps already" in capsys.readouterr().out.replace("\n", " ")
+    assert {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")} == before
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_kept(whole):
+    with pytest.raises(
+        InputError, match=r"step 4 .* is of another model: .*\(8, 8\)|\(4,\)"
+    ) as error:
+        train(small_run(model__latent_size=5, train__steps=6), whole[0])
+    assert "\n" not in str(error.value)
+    state, _ = Checkpoints(whole[0]).restore(create_state(small_run()))
+    chex.assert_trees_all_equal(_bits(state.step), np.int32(4))
+
+
+def test_no_more_checkpoints_than_asked_for(tmp_path):
+    train(
+        small_run(
+            train__checkpoint_every=1,
+            train__checkpoints_kept=2,
+            adversarial__loss="none",
+        ),
+        tmp_path,
+    )
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "3",
+        "4",
+    ]
+
+
+def test_nan_stops_the_run_and_names_the_term(tmp_path, monkeypatch):
+    """At a learning rate of 1e30 the second step overflows; the checkpoint of the first stays."""
+    config = small_run(
+        train__log_every=1,
+        train__checkpoint_every=1,
+        optimizer__generator_learning_rate=1e30,
+        adversarial__loss="none",
+    )
+    with pytest.raises(
+        InputError,
+        match=r"generator_loss.* became NaN or infinite .* step 2.* step 1 is kept",
+    ):
+        train(config, tmp_path)
+    assert Checkpoints(tmp_path).latest_step() == 1
+
+
+def test_bad_input_stops_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        train_module, "create_state", lambda config: pytest.fail("work was begun")
+    )
+    photo(tmp_path / "images/a.png")
+    (tmp_path / "images/bad.png").write_bytes(b"")
+    cases = {
+        "multiple of the number of devices, 8": {"train__batch_size": 12},
+        "is no folder": {
+            "data__source": "folder",
+            "data__dir": str(tmp_path / "nowhere"),
+        },
+        "bad.png is not a readable image": {
+            "data__source": "folder",
+            "data__dir": str(tmp_path / "images"),
+            "data__test_fraction": 0.5,
+        },
+    }
+    for sentence, overrides in cases.items():
+        with pytest.raises(InputError, match=sentence):
+            train(small_run(**overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
