@@ -1,4 +1,19 @@
-"""GAMIX-VAE on CelebA faces, 64x64 (Liu et al. 2015; aligned images, centre crop of 148)."""
+"""GAMIX-VAE on CelebA faces, 64x64 (Liu et al. 2015; aligned images, centre crop of 148).
+
+    python -m gamix_jax.main --config=configs/celeba.py --workdir=runs/celeba
+
+Variants, several with commas between: `folder` reads the images in --config.data.dir
+instead of TFDS; `128` is for 128x128; `small` is a network for CPUs. The objective is
+that of arXiv 2309.13160 with the total variance and hinge loss.
+
+    python -m gamix_jax.main --config=configs/celeba.py:folder,small \
+      --config.data.dir=DIR --workdir=runs/faces
+
+Cost: `--mode=describe` counts it; the full network has not been trained yet. `small`
+on 11,000 faces, 6,000 steps of 16: 38 minutes on 2 CPU cores with other work on them.
+What comes out: reconstructions of 1,000 held-out faces at 20.3 dB, mean absolute error
+0.132 of [-1, 1]; all 128 units active; README shows samples.
+"""
 
 from gamix_jax.config import default_config
 

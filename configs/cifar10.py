@@ -1,4 +1,9 @@
-"""GAMIX-VAE on cifar10."""
+"""GAMIX-VAE on CIFAR-10, 32x32 in colour (Krizhevsky 2009).
+
+    python -m gamix_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
+
+Cost: `--mode=describe` counts it; not yet trained to the end here.
+"""
 
 from gamix_jax.config import default_config
 
@@ -11,5 +16,7 @@ def get_config():
     config.data.channels = 3
     config.model.latent_size = 128
     config.model.widths = (64, 128, 128)
+    config.model.norm = "group"
+    config.discriminator.norm = "group"
     config.train.steps = 50_000
     return config

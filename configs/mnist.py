@@ -1,4 +1,9 @@
-"""GAMIX-VAE on mnist."""
+"""GAMIX-VAE on MNIST, resized from 28x28 to 32x32 (LeCun et al. 1998).
+
+    python -m gamix_jax.main --config=configs/mnist.py --workdir=runs/mnist
+
+Cost: `--mode=describe` counts it; not yet trained to the end here.
+"""
 
 from gamix_jax.config import default_config
 
@@ -11,5 +16,7 @@ def get_config():
     config.data.channels = 1
     config.model.latent_size = 16
     config.model.widths = (64, 128, 128)
+    config.model.norm = "group"
+    config.discriminator.norm = "group"
     config.train.steps = 50_000
     return config

@@ -17,9 +17,11 @@ class Checkpoints:
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=kept, enable_async_checkpointing=True
-            ),
+            options=ocp.CheckpointManagerOptions(max_to_keep=kept),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def latest_step(self) -> int | None:
@@ -56,7 +58,9 @@ class Checkpoints:
         """
         step = self.latest_step()
         saved = self._manager.item_metadata(step)["state"]
-        differing = _differences(_shapes(saved), _shapes(like))
+        # Orbax saves a random key as the integers that it is made of.
+        raw = like.replace(key=jax.random.key_data(like.key))
+        differing = _differences(_shapes(saved), _shapes(raw))
         if differing:
             raise InputError(
                 f"The checkpoint of step {step} in {self.directory} is of another model: {'; '.join(differing)}. "
@@ -79,7 +83,7 @@ class Checkpoints:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
-        "/".join(ocp.tree.utils.tuple_path_from_keypath(path)): tuple(leaf.shape)
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in leaves
     }
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 
-def image_grid(images: np.ndarray, columns: int, tile: int = 32) -> Image.Image:
+def image_grid(images: np.ndarray, columns: int, tile: int = 48) -> Image.Image:
     """Images side by side.
 
     Args:

@@ -210,7 +210,7 @@ def make_train_step(
             fake_cotangent = weight * fake_gradient
             gradient = jax.lax.pmean(gradient, AXIS)
             metrics |= played | {
-                "discriminator_gradient_norm": optax.global_norm(gradient)
+                "discriminator_gradient_norm": optax.tree.norm(gradient)
             }
             updates, opt_state = discriminator_optimizer.update(
                 gradient, state.discriminator_opt_state
@@ -227,7 +227,7 @@ def make_train_step(
         gradient = jax.lax.pmean(gradient, AXIS)
         metrics |= {
             "generator_loss": loss,
-            "generator_gradient_norm": optax.global_norm(gradient),
+            "generator_gradient_norm": optax.tree.norm(gradient),
         }
         updates, opt_state = generator_optimizer.update(
             gradient, state.generator_opt_state
