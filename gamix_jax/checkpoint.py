@@ -36,12 +36,15 @@ class Checkpoints:
           state: the training state.
           position: of the training data, JSON-able.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(position)
-            ),
-        )
+        # Copying to the host is what a save is for, also where reads are forbidden.
+        with jax.transfer_guard_device_to_host("allow"):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=ocp.args.JsonSave(position),
+                ),
+            )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint.

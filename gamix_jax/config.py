@@ -194,11 +194,6 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
             f"config.train.batch_size is {config.train.batch_size}; it must be a multiple of the number of devices, "
             f"{device_count}."
         )
-    if config.data.source == "tfds" and not config.data.name:
-        raise InputError(
-            'config.data.name is empty; set it to a TFDS data set, such as "celeb_a".'
-        )
-    if config.data.source == "folder" and not config.data.dir:
-        raise InputError(
-            "config.data.dir is empty; set --config.data.dir=DIR to the folder of your images."
-        )
+    for key, most in (("seed", 2**32), ("train.steps", 2**31)):
+        if values[key] >= most:
+            raise InputError(f"config.{key} is {values[key]}; it must be below {most}.")

@@ -7,7 +7,7 @@ from typing import Literal
 import grain
 import ml_collections
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gamix_jax.errors import InputError
 
@@ -55,7 +55,7 @@ class FolderSource:
             with Image.open(path) as image:
                 image.load()
                 return image
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+        except Exception as error:  # damaged files make Pillow raise anything
             raise InputError(
                 f"{path} is not a readable image ({error}); repair or remove it."
             ) from error
@@ -71,7 +71,7 @@ class TfdsSource:
             builder = tfds.builder(
                 name, data_dir=directory or None, file_format="array_record"
             )
-        except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        except Exception as error:  # unknown name, version or configuration
             raise InputError(
                 f"TFDS cannot open the data set {name!r}: {str(error).splitlines()[0]}"
             ) from error
@@ -88,9 +88,11 @@ class TfdsSource:
                 ) from error
         try:
             self._records = builder.as_data_source(split=split)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, NotImplementedError) as error:
+            cause = " ".join(str(error).split())[:200]
             raise InputError(
-                f"The TFDS data set {name!r} has no split {split!r}: {error}"
+                f"The TFDS data set {name!r} cannot be read as split {split!r} of "
+                f"array_record files ({cause})."
             ) from error
         if "image" not in builder.info.features:
             raise InputError(f'The TFDS data set {name!r} has no feature "image".')
@@ -158,15 +160,27 @@ def open_images(data: ml_collections.ConfigDict, split: Split) -> grain.MapDatas
         held_out = data.test_fraction
     elif data.source == "folder":
         root = Path(data.dir).expanduser()
-        if not root.is_dir():
+        if not data.dir or not root.is_dir():
             raise InputError(
-                f"config.data.dir is {data.dir!r}, which is no folder; set it to the folder of your images."
+                f"config.data.dir is {data.dir!r}, which is no folder; set "
+                "--config.data.dir=DIR to the folder of your images."
             )
-        if not (root / "test").is_dir():
+        has = {name: (root / name).is_dir() for name in ("train", "test")}
+        if has["test"] and not has["train"]:
+            raise InputError(
+                f"{root} has a folder test but no folder train; add one, or point "
+                "config.data.dir at a folder without either."
+            )
+        if not has["test"]:
             held_out = data.test_fraction
-        below = root / (split if held_out is None else "train")
-        source = FolderSource(below if below.is_dir() else root)
+        below = split if has["test"] else "train" if has["train"] else ""
+        source = FolderSource(root / below)
     else:
+        if not data.name:
+            raise InputError(
+                "config.data.name is empty; set it to a TFDS data set, such as "
+                '"celeb_a".'
+            )
         source = TfdsSource(
             data.name,
             data.test_split if split == "test" else data.train_split,

@@ -39,13 +39,14 @@ def evaluate(
     means = {name: value / count for name, value in sums.items()}
     mean, within = means.pop("mean"), means.pop("variance")
     between = means.pop("mean_squared") - mean**2
+    between_images = means.pop("image_mean_squared") - mean**2
     kl = aggregate_kl(
         AggregateMoments(*(np.float32(x) for x in (mean, within, between)))
     )
     return {
         **{name: float(value) for name, value in means.items()},
         "psnr": float(10.0 * np.log10(4.0 / means["squared_error"])),
-        "aggregate_kl": float(kl),
-        "active_units": float(np.sum(between > 0.01)),
+        "aggregate_kl": float(jax.device_get(kl)),
+        "active_units": float(np.sum(between_images > 0.01)),
         "count": float(count),
     }

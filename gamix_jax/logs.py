@@ -37,8 +37,10 @@ class MetricLog:
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Flushes and closes both."""
+    def __enter__(self) -> "MetricLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
         self._file.close()
         self._events.close()
 

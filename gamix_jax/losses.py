@@ -28,6 +28,15 @@ def absolute_error(images: jax.Array, reconstruction: jax.Array) -> jax.Array:
     return jnp.mean(error.reshape(error.shape[0], -1), axis=1)
 
 
+def component_errors(images: jax.Array, reconstruction: jax.Array) -> jax.Array:
+    """Mean absolute error of each component's reconstruction: images [B, ...], reconstruction [B, K, ...] to [B, K]."""
+    repeated = jnp.broadcast_to(images[:, None], reconstruction.shape)
+    flat = (-1, *images.shape[1:])
+    return absolute_error(repeated.reshape(flat), reconstruction.reshape(flat)).reshape(
+        reconstruction.shape[:2]
+    )
+
+
 def aggregate_kl(
     moments: AggregateMoments, variance: Literal["total", "between"] = "total"
 ) -> jax.Array:

@@ -21,9 +21,9 @@ def main(argv: list[str]) -> None:
     """Dispatches to the mode asked for; bad input ends with one sentence and exit code 1."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every detail of a save at INFO
     if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+        sys.exit(f"error: unknown argument {argv[1]!r}; flags begin with two dashes.")
     if CONFIG.value is None:
-        raise app.UsageError("--config=FILE is required")
+        sys.exit("error: --config=FILE is required, such as configs/digits.py.")
     try:
         if MODE.value == "describe":
             from rich.console import Console
@@ -46,9 +46,12 @@ def main(argv: list[str]) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a configuration or override with an unknown key or a wrong type ends with one sentence."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:  # may quote a whole traceback, its cause last
+        cause = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"error: bad configuration: {' '.join(str(error).split())}")
+        cause = " ".join(str(error).split())
+    sys.exit(f"error: bad command line or configuration: {cause}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,10 @@ class GaussianMixture:
           AssertionError: the last axis of `z` is not D.
         """
         self.check_shapes()
-        chex.assert_axis_dimension(z, -1, self.mean.shape[-1])
+        if z.shape[-1:] != self.mean.shape[-1:]:
+            raise AssertionError(
+                f"z of shape {z.shape} does not end in D as mean does, {self.mean.shape}."
+            )
         leading = jnp.broadcast_shapes(z.shape[:-1], self.logits.shape[:-1])
         components, dimensions = self.mean.shape[-2:]
         shape = (*leading, components, dimensions)

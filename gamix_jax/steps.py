@@ -12,6 +12,7 @@ import ml_collections
 import optax
 
 from gamix_jax import losses
+from gamix_jax.adversarial import play_adversaries
 from gamix_jax.mixture import GaussianMixture, aggregate_moments
 from gamix_jax.state import TrainState, make_models, make_optimizers
 
@@ -24,7 +25,8 @@ class Steps(NamedTuple):
 
     Attributes:
       train_step: (state, images) -> (state, metrics), metrics float32 scalars of the
-        global batch.
+        global batch. The discriminator judges one component an image, drawn by its
+        weight, so the adversarial term has no gradient into the mixture's logits.
       eval_step: (state, {"image": images, "index": int32 [n]}) -> sums over the global
         batch, for `evaluate`. The index is the image's place in its split and seeds its
         noise; -1 marks padding, which counts for nothing.
@@ -43,15 +45,6 @@ class Steps(NamedTuple):
 def scale_images(images: jax.Array) -> jax.Array:
     """uint8 [0, 255] to float32 [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def component_errors(images: jax.Array, reconstruction: jax.Array) -> jax.Array:
-    """Mean absolute error of each component's reconstruction: images [B, ...], reconstruction [B, K, ...] to [B, K]."""
-    repeated = jnp.broadcast_to(images[:, None], reconstruction.shape)
-    flat = (-1, *images.shape[1:])
-    return losses.absolute_error(
-        repeated.reshape(flat), reconstruction.reshape(flat)
-    ).reshape(reconstruction.shape[:2])
 
 
 def autoencoder_objective(
@@ -78,7 +71,9 @@ def autoencoder_objective(
     objective = config.objective
     # 1. reconstruction: sum_k pi_k |x - x^_k|
     reconstruction_term = jnp.mean(
-        jnp.sum(posterior.weights * component_errors(images, reconstruction), axis=-1)
+        jnp.sum(
+            posterior.weights * losses.component_errors(images, reconstruction), axis=-1
+        )
     )
     # 2. KL_agg = 1/2 sum_d (m^2 + v - 1 - log v) of the global batch, or the KL part of
     # each image's stratified ELBO
@@ -97,59 +92,19 @@ def autoencoder_objective(
         + objective.collapse_weight * collapse
     )
     variance = jnp.exp(posterior.log_var)
+    # Burda et al. 2016: a unit is active where the variance over images of its
+    # posterior mean exceeds 0.01.
+    deviation = posterior.moments()[0] - moments.mean[None]
+    spread = jax.lax.pmean(jnp.mean(jnp.square(deviation), axis=0), AXIS)
     terms = {
         "reconstruction": reconstruction_term,
         "kl": kl,
         "collapse_penalty": collapse,
         "variance_mean": jnp.mean(variance),
         "variance_min": jnp.min(variance),
-        # Burda et al. 2016: a unit is active where the variance of its posterior mean
-        # over images exceeds 0.01.
-        "active_units": jnp.sum(moments.between > 0.01).astype(jnp.float32),
+        "active_units": jnp.sum(spread > 0.01).astype(jnp.float32),
     }
     return loss, terms
-
-
-def play_adversaries(
-    config: ml_collections.ConfigDict,
-    discriminate: Callable,
-    params: Any,
-    fake: jax.Array,
-) -> tuple[Any, Any, jax.Array, Metrics]:
-    """Both players' losses from one discriminator forward on real and fake images, by two pull-backs through it.
-
-    Args:
-      config: the section `adversarial` names the loss.
-      discriminate: (params, fake) -> ((real logits, fake logits), new batch
-        statistics).
-      params: of the discriminator.
-      fake: [B, H, W, C].
-
-    Returns:
-      The gradient of the discriminator's loss with respect to `params`, the new batch
-      statistics, the gradient of the generator's loss with respect to `fake`, and
-      metrics.
-    """
-    discriminator_loss, generator_loss = {
-        "hinge": (losses.hinge_discriminator_loss, losses.hinge_generator_loss),
-        "bce": (losses.bce_discriminator_loss, losses.bce_generator_loss),
-    }[config.adversarial.loss]
-    (real_logits, fake_logits), pull_back, batch_stats = jax.vjp(
-        discriminate, params, fake, has_aux=True
-    )
-    loss, cotangents = jax.value_and_grad(discriminator_loss, argnums=(0, 1))(
-        real_logits, fake_logits
-    )
-    params_gradient, _ = pull_back(cotangents)
-    adversarial, cotangent = jax.value_and_grad(generator_loss)(fake_logits)
-    _, fake_gradient = pull_back((jnp.zeros_like(real_logits), cotangent))
-    metrics = {
-        "adversarial": adversarial,
-        "discriminator_loss": loss,
-        "real_logit_mean": jnp.mean(real_logits),
-        "fake_logit_mean": jnp.mean(fake_logits),
-    }
-    return params_gradient, batch_stats, fake_gradient, metrics
 
 
 def make_train_step(
@@ -162,45 +117,26 @@ def make_train_step(
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
         images = scale_images(images)
         keys = _image_keys(jax.random.fold_in(state.key, state.step), images.shape[0])
-
-        def autoencode(params: Any) -> tuple[tuple, Any]:
-            variables = {"params": params, "batch_stats": state.generator_batch_stats}
-            (posterior, z, reconstruction), updates = autoencoder.apply(
-                variables, images, keys[:, 0], train=True, mutable=["batch_stats"]
-            )
-            # The discriminator judges one component an image, drawn by its weight: as
-            # many fakes as reals.
-            component = jax.vmap(jax.random.categorical)(
-                keys[:, 1], posterior.log_weights
-            )
-            fake = jax.vmap(lambda images, k: images[k])(reconstruction, component)
-            return (posterior, z, reconstruction, fake), updates.get("batch_stats", {})
-
-        def discriminate(params: Any, fake: jax.Array) -> tuple[tuple, Any]:
-            variables = {
-                "params": params,
-                "batch_stats": state.discriminator_batch_stats,
-            }
-            both = jnp.concatenate([images, fake])
-            logits, updates = discriminator.apply(
-                variables, both, train=True, mutable=["batch_stats"]
-            )
-            return tuple(jnp.split(logits, 2)), updates.get("batch_stats", {})
-
         (posterior, z, reconstruction, fake), pull_back, batch_stats = jax.vjp(
-            autoencode, state.generator_params, has_aux=True
+            _autoencode(autoencoder, state, images, keys),
+            state.generator_params,
+            has_aux=True,
         )
         (loss, metrics), cotangents = jax.value_and_grad(
             lambda *outputs: autoencoder_objective(config, images, *outputs),
             argnums=(0, 1, 2),
             has_aux=True,
         )(posterior, z, reconstruction)
+        fake_cotangent = jnp.zeros_like(fake)
 
-        if config.adversarial.loss == "none":
-            fake_cotangent = jnp.zeros_like(fake)
-        else:
+        if config.adversarial.loss != "none":
             gradient, discriminator_batch_stats, fake_gradient, played = (
-                play_adversaries(config, discriminate, state.discriminator_params, fake)
+                play_adversaries(
+                    config.adversarial.loss,
+                    _discriminate(discriminator, state, images),
+                    state.discriminator_params,
+                    fake,
+                )
             )
             # 4. the adversarial term, once the discriminator has had its start
             weight = jnp.where(
@@ -208,59 +144,99 @@ def make_train_step(
             )
             loss += weight * played["adversarial"]
             fake_cotangent = weight * fake_gradient
-            gradient = jax.lax.pmean(gradient, AXIS)
-            metrics |= played | {
-                "discriminator_gradient_norm": optax.tree.norm(gradient)
-            }
-            updates, opt_state = discriminator_optimizer.update(
-                gradient, state.discriminator_opt_state
+            params, opt_state, norms = _descend(
+                discriminator_optimizer,
+                gradient,
+                state.discriminator_params,
+                state.discriminator_opt_state,
             )
+            metrics |= played | {f"discriminator_{k}": v for k, v in norms.items()}
             state = state.replace(
-                discriminator_params=optax.apply_updates(
-                    state.discriminator_params, updates
-                ),
+                discriminator_params=params,
                 discriminator_batch_stats=discriminator_batch_stats,
                 discriminator_opt_state=opt_state,
             )
 
         (gradient,) = pull_back((*cotangents, fake_cotangent))
-        gradient = jax.lax.pmean(gradient, AXIS)
-        metrics |= {
-            "generator_loss": loss,
-            "generator_gradient_norm": optax.tree.norm(gradient),
-        }
-        updates, opt_state = generator_optimizer.update(
-            gradient, state.generator_opt_state
+        params, opt_state, norms = _descend(
+            generator_optimizer,
+            gradient,
+            state.generator_params,
+            state.generator_opt_state,
         )
-        params = optax.apply_updates(state.generator_params, updates)
+        metrics |= {"generator_loss": loss}
+        metrics |= {f"generator_{k}": v for k, v in norms.items()}
         # A short memory at first, so that the average forgets the initial weights.
-        decay = jnp.minimum(
+        renewal = 1.0 - jnp.minimum(
             config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step)
         )
+        average = optax.incremental_update
         state = state.replace(
             step=state.step + 1,
             generator_params=params,
             generator_batch_stats=batch_stats,
             generator_opt_state=opt_state,
-            ema_params=optax.incremental_update(params, state.ema_params, 1.0 - decay),
-            ema_batch_stats=optax.incremental_update(
-                batch_stats, state.ema_batch_stats, 1.0 - decay
-            ),
+            ema_params=average(params, state.ema_params, renewal),
+            ema_batch_stats=average(batch_stats, state.ema_batch_stats, renewal),
         )
-        return state, _reduce(metrics)
+        minimum = jax.lax.pmin(metrics["variance_min"], AXIS)
+        return state, jax.lax.pmean(metrics, AXIS) | {"variance_min": minimum}
 
     return train_step
+
+
+def _autoencode(autoencoder, state: TrainState, images: jax.Array, keys: jax.Array):
+    """Parameters to (posterior, z, reconstruction, fake) and new batch statistics."""
+
+    def autoencode(params: Any) -> tuple[tuple, Any]:
+        variables = {"params": params, "batch_stats": state.generator_batch_stats}
+        (posterior, z, reconstruction), updates = autoencoder.apply(
+            variables, images, keys[:, 0], train=True, mutable=["batch_stats"]
+        )
+        # The discriminator judges one component an image, drawn by its weight: as
+        # many fakes as reals.
+        component = jax.vmap(jax.random.categorical)(keys[:, 1], posterior.log_weights)
+        fake = jax.vmap(lambda images, k: images[k])(reconstruction, component)
+        outputs = posterior, z, reconstruction, fake
+        return outputs, updates.get("batch_stats", {})
+
+    return autoencode
+
+
+def _discriminate(discriminator, state: TrainState, images: jax.Array):
+    """(Parameters, fake) to (real logits, fake logits) and new batch statistics."""
+
+    def discriminate(params: Any, fake: jax.Array) -> tuple[tuple, Any]:
+        variables = {"params": params, "batch_stats": state.discriminator_batch_stats}
+        logits, updates = discriminator.apply(
+            variables,
+            jnp.concatenate([images, fake]),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return tuple(jnp.split(logits, 2)), updates.get("batch_stats", {})
+
+    return discriminate
+
+
+def _descend(
+    optimizer: optax.GradientTransformation, gradient: Any, params: Any, opt_state: Any
+) -> tuple[Any, Any, Metrics]:
+    """One step along the gradient of all replicas: parameters, optimiser and norms."""
+    gradient = jax.lax.pmean(gradient, AXIS)
+    updates, opt_state = optimizer.update(gradient, opt_state)
+    params = optax.apply_updates(params, updates)
+    norms = {
+        "gradient_norm": optax.tree.norm(gradient),
+        "parameter_norm": optax.tree.norm(params),
+    }
+    return params, opt_state, norms
 
 
 def _image_keys(key: jax.Array, count: int) -> jax.Array:
     """Two keys for each image of the replica, [count, 2], by its place in the global batch however that is split."""
     index = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
     return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
-
-
-def _reduce(metrics: Metrics) -> Metrics:
-    minimum = jax.lax.pmin(metrics["variance_min"], AXIS)
-    return jax.lax.pmean(metrics, AXIS) | {"variance_min": minimum}
 
 
 def make_eval_step(
@@ -272,31 +248,33 @@ def make_eval_step(
     def eval_step(state: TrainState, batch: dict[str, jax.Array]) -> Metrics:
         images, mask = scale_images(batch["image"]), batch["index"] >= 0
         keys = jax.vmap(lambda i: jax.random.fold_in(state.key, i))(batch["index"])
-        variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
-        posterior = autoencoder.apply(variables, images, method="encode")
+        posterior = autoencoder.apply(_averaged(state), images, method="encode")
         z = jax.vmap(GaussianMixture.stratified_sample)(posterior, keys)
-        reconstruction = autoencoder.apply(variables, posterior.mean, method="decode")
+        reconstruction = autoencoder.apply(
+            _averaged(state), posterior.mean, method="decode"
+        )
         squared_error = jnp.mean(
             jnp.square(images[:, None] - reconstruction), axis=(2, 3, 4)
         )
         weights = posterior.weights
+
+        def expectation(x: jax.Array) -> jax.Array:
+            return jnp.sum(weights[..., None] * x, axis=1)
+
         per_image = {
             "count": jnp.ones(mask.shape),
             "absolute_error": jnp.sum(
-                weights * component_errors(images, reconstruction), axis=-1
+                weights * losses.component_errors(images, reconstruction), axis=-1
             ),
             "squared_error": jnp.sum(weights * squared_error, axis=-1),
             "kl": -losses.mixture_elbo(jnp.zeros(weights.shape), posterior, z),
             "collapse_penalty": losses.collapse_penalty(
                 posterior, config.objective.collapse_target
             ),
-            "mean": jnp.sum(weights[..., None] * posterior.mean, axis=1),
-            "mean_squared": jnp.sum(
-                weights[..., None] * jnp.square(posterior.mean), axis=1
-            ),
-            "variance": jnp.sum(
-                weights[..., None] * jnp.exp(posterior.log_var), axis=1
-            ),
+            "mean": expectation(posterior.mean),
+            "mean_squared": expectation(jnp.square(posterior.mean)),
+            "image_mean_squared": jnp.square(expectation(posterior.mean)),
+            "variance": expectation(jnp.exp(posterior.log_var)),
         }
         sums = {
             name: jnp.sum(
@@ -309,17 +287,20 @@ def make_eval_step(
     return eval_step
 
 
+def _averaged(state: TrainState) -> dict[str, Any]:
+    return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+
+
 def make_steps(config: ml_collections.ConfigDict) -> Steps:
     """The functions of one replica that a configuration describes; the first two need the mapped axis "batch"."""
     autoencoder, _ = make_models(config)
 
     def decode(state: TrainState, z: jax.Array) -> jax.Array:
-        variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
-        return autoencoder.apply(variables, z, method="decode")
+        return autoencoder.apply(_averaged(state), z, method="decode")
 
     def reconstruct(state: TrainState, images: jax.Array) -> jax.Array:
-        variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
-        posterior = autoencoder.apply(variables, scale_images(images), method="encode")
+        images = scale_images(images)
+        posterior = autoencoder.apply(_averaged(state), images, method="encode")
         weightiest = jnp.argmax(posterior.logits, axis=-1)
         return decode(
             state, jax.vmap(lambda mean, k: mean[k])(posterior.mean, weightiest)

@@ -2,8 +2,10 @@
 
 import json
 import math
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -55,34 +57,70 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     start = batches.get_state()
     next(batches)  # what cannot be read is found before anything is compiled
     batches.set_state(start)
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir, config.train.checkpoints_kept)
-    state = create_state(config)
-    if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(state)
-        batches.set_state(position)
-    console = Console()
-    if int(state.step) >= config.train.steps:
-        console.print(
-            f"{workdir} holds {int(state.step)} steps already; raise --config.train.steps to go on."
-        )
-        return state
-    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    log = MetricLog(workdir, int(state.step))
     try:
-        return _run(
-            config,
-            workdir,
-            replicate(state),
-            batches,
-            images["test"],
-            checkpoints,
-            log,
-            console,
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--workdir={workdir} cannot be written to ({error.strerror}); name "
+            "another folder."
+        ) from error
+    checkpoints = Checkpoints(workdir, config.train.checkpoints_kept)
+    origin = _origin(config, len(images["train"]))
+    console = Console()
+    try:
+        state = create_state(config)
+        if checkpoints.latest_step() is not None:
+            state, saved = checkpoints.restore(state)
+            _check_origin(saved["origin"], origin)
+            batches.set_state(saved["position"])
+        if int(state.step) >= config.train.steps:
+            console.print(
+                f"{workdir} holds {int(state.step)} steps already; raise "
+                "--config.train.steps to go on."
+            )
+            return state
+        (workdir / "config.json").write_text(
+            json.dumps(config.to_dict(), indent=2) + "\n"
         )
+        with MetricLog(workdir, int(state.step)) as log:
+            return _run(
+                config,
+                workdir,
+                replicate(state),
+                batches,
+                origin,
+                images["test"],
+                checkpoints,
+                log,
+                console,
+            )
     finally:
         checkpoints.close()
-        log.close()
+
+
+def _origin(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
+    """What the order of the training images depends on, JSON-able."""
+    origin = {f"data.{k}": v for k, v in config.data.items() if k != "dir"}
+    return origin | {
+        "seed": config.seed,
+        "train.batch_size": config.train.batch_size,
+        "number of training images": count,
+    }
+
+
+def _check_origin(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    differing = [
+        f"{key} was {saved.get(key)!r}, not {value!r}"
+        for key, value in wanted.items()
+        if saved.get(key) != value
+    ]
+    if differing:
+        raise InputError(
+            f"The run was begun with other data: {'; '.join(differing)}. Give what it "
+            "was begun with, or another --workdir."
+        )
 
 
 def _run(
@@ -90,6 +128,7 @@ def _run(
     workdir: Path,
     state: TrainState,
     batches: grain.DatasetIterator,
+    origin: dict[str, Any],
     test_images: grain.MapDataset,
     checkpoints: Checkpoints,
     log: MetricLog,
@@ -123,53 +162,41 @@ def _run(
             state, metrics = train_step(state, split_over_devices(next(batches)))
             bar.step(step)
             if due(step, options.log_every) or due(step, options.checkpoint_every):
-                values = {
-                    name: float(value)
-                    for name, value in jax.device_get(metrics).items()
-                }
-                _check_finite(
-                    values, step, options.log_every, checkpoints.latest_step()
-                )
-                seconds, mark = time.perf_counter() - mark, time.perf_counter()
+                values = jax.device_get(metrics)
+                values = {name: float(value) for name, value in values.items()}
+                _check_finite(values, step, checkpoints.latest_step())
+                seconds = time.perf_counter() - mark
                 values["images_per_second"] = (
                     (step - marked) * options.batch_size / seconds
                 )
-                marked = step
                 log.write(step, values)
                 bar.show(step, values)
+                mark, marked = time.perf_counter(), step
             if due(step, options.evaluate_every):
+                paused = time.perf_counter()
                 batch = data.evaluation_batches(
                     test_images,
                     options.batch_size,
                     jax.process_index(),
                     jax.process_count(),
                 )
-                log.write(
-                    step,
-                    {
-                        f"test/{k}": v
-                        for k, v in evaluate(eval_step, state, batch).items()
-                    },
-                )
+                measured = evaluate(eval_step, state, batch)
+                log.write(step, {f"test/{k}": v for k, v in measured.items()})
                 draw(state, step)
+                mark += time.perf_counter() - paused
             if due(step, options.checkpoint_every):
-                checkpoints.save(step, state, batches.get_state())
+                position = {"position": batches.get_state(), "origin": origin}
+                checkpoints.save(step, state, position)
     return state
 
 
-def _check_finite(
-    values: dict[str, float], step: int, log_every: int, saved: int | None
-) -> None:
+def _check_finite(values: dict[str, float], step: int, saved: int | None) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        kept = (
-            "nothing was saved"
-            if saved is None
-            else f"the checkpoint of step {saved} is kept"
-        )
+        kept = f"checkpoint {saved} is kept" if saved else "nothing was saved yet"
         raise InputError(
-            f"{', '.join(bad)} became NaN or infinite in the {log_every} steps before step {step}, and {kept}; "
-            "lower the learning rate or the weight of the term named first."
+            f"Not finite at step {step}: {', '.join(bad)} ({kept}); lower the learning "
+            "rate or the weight of a term that had grown."
         )
 
 

@@ -239,8 +239,12 @@ def test_sixteen_bits_are_scaled_not_clipped():
 
 
 def test_bad_sources_are_refused_in_one_sentence(tmp_path):
+    (tmp_path / "halved/test").mkdir(parents=True)
     cases = {
         "is no folder": data_config(source="folder", dir=str(tmp_path / "nowhere")),
+        "config.data.dir is ''": data_config(source="folder"),
+        "config.data.name is empty": data_config(source="tfds"),
+        "no folder train": data_config(source="folder", dir=str(tmp_path / "halved")),
         "No JPEG or PNG": data_config(source="folder", dir=str(tmp_path)),
         "TFDS cannot open": data_config(
             source="tfds", name="no_such_set", dir=str(tmp_path)
@@ -259,11 +263,17 @@ def test_an_empty_split_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not an image", None], ids=["empty", "text", "truncated"]
+    "content",
+    [b"", b"not an image", None, "damaged"],
+    ids=["empty", "text", "truncated", "damaged"],
 )
 def test_an_unreadable_image_is_named(tmp_path, content):
     photo(tmp_path / "good.png")
-    content = (tmp_path / "good.png").read_bytes()[:-40] if content is None else content
+    whole = (tmp_path / "good.png").read_bytes()
+    if content is None:
+        content = whole[:-40]
+    elif content == "damaged":  # Pillow raises SyntaxError, or ValueError
+        content = whole.replace(b"IDAT", b"\0DAT")
     (tmp_path / "bad.png").write_bytes(content)
     config = data_config(source="folder", dir=str(tmp_path), size=4, test_fraction=0.0)
     with pytest.raises(InputError, match=r"bad\.png is not a readable image"):

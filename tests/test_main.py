@@ -85,6 +85,10 @@ def test_describe_counts_the_author_s_parameters():
             "config.model.norm is 'layer'",
         ),
         (["--config=configs/nothing.py", "--workdir=unmade"], "configs/nothing.py"),
+        (
+            ["--config=configs/celeba.py:bad", "--workdir=unmade"],
+            "has the variants ('folder', '128', 'small'), not 'bad'",
+        ),
         (["--config=configs/digits.py"], "--workdir is missing"),
         (["--workdir=unmade"], "--config=FILE is required"),
         (
@@ -102,4 +106,5 @@ def test_bad_commands_end_with_one_sentence(arguments, sentence):
     assert result.returncode == 1
     assert sentence in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
     assert not (ROOT / "unmade").exists()

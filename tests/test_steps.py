@@ -12,10 +12,15 @@ import pytest
 from gamix_jax import losses
 from gamix_jax.config import default_config
 from gamix_jax.evaluate import evaluate
-from gamix_jax.mixture import aggregate_moments
+from gamix_jax.mixture import GaussianMixture, aggregate_moments
 from gamix_jax.parallel import map_over_devices
 from gamix_jax.state import create_state, make_models
-from gamix_jax.steps import AXIS, component_errors, make_steps, scale_images
+from gamix_jax.steps import (
+    AXIS,
+    autoencoder_objective,
+    make_steps,
+    scale_images,
+)
 
 BATCH = 16
 
@@ -172,7 +177,10 @@ def test_gradients_are_those_of_the_objective_written_plainly(loss):
         return (
             3.0
             * jnp.mean(
-                jnp.sum(posterior.weights * component_errors(x, reconstruction), axis=1)
+                jnp.sum(
+                    posterior.weights * losses.component_errors(x, reconstruction),
+                    axis=1,
+                )
             )
             + losses.aggregate_kl(aggregate_moments(posterior))
             + 0.1 * jnp.mean(losses.collapse_penalty(posterior))
@@ -256,6 +264,7 @@ def test_metrics_are_complete_and_finite():
             "real_logit_mean",
             "fake_logit_mean",
         ),
+        *("generator_parameter_norm", "discriminator_parameter_norm"),
         *("variance_mean", "variance_min", "active_units"),
     }
     assert all(x.shape == () and np.isfinite(x) for x in metrics.values())
@@ -266,6 +275,7 @@ def test_metrics_are_complete_and_finite():
             "adversarial",
             "discriminator_loss",
             "discriminator_gradient_norm",
+            "discriminator_parameter_norm",
             "real_logit_mean",
             "fake_logit_mean",
         )
@@ -385,6 +395,23 @@ def test_evaluation_counts_every_image_once_however_it_is_batched():
     )
     kl = -jnp.mean(losses.mixture_elbo(jnp.zeros(weights.shape), posterior, z))
     np.testing.assert_allclose(results[0]["kl"], kl, rtol=1e-4)
+
+
+def test_units_whose_components_alone_spread_are_not_active():
+    """Means of +-1 in every image: between is 1, yet the posteriors tell nothing."""
+    config = tiny_config()
+    mean = jnp.stack([jnp.ones((BATCH, 4)), -jnp.ones((BATCH, 4))], axis=1)
+    mean = mean.at[:, :, 0].add(jnp.arange(BATCH).reshape(-1, 1))  # one unit tells
+    q = GaussianMixture(jnp.zeros((BATCH, 2)), mean, jnp.zeros(mean.shape))
+    x = scale_images(images())
+    _, terms = jax.vmap(
+        lambda q, x: autoencoder_objective(config, x, q, q.mean, jnp.stack([x, x], 1)),
+        axis_name=AXIS,
+    )(
+        jax.tree.map(lambda leaf: leaf.reshape(4, 4, *leaf.shape[1:]), (q)),
+        x.reshape(4, 4, *x.shape[1:]),
+    )
+    np.testing.assert_array_equal(terms["active_units"], np.ones(4))
 
 
 def test_decode_and_reconstruct_use_the_averaged_weights():

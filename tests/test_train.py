@@ -124,20 +124,31 @@ def test_no_more_checkpoints_than_asked_for(tmp_path):
     ]
 
 
-def test_nan_stops_the_run_and_names_the_term(tmp_path, monkeypatch):
-    """At a learning rate of 1e30 the second step overflows; the checkpoint of the first stays."""
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    """At a learning rate of 1e30 the parameters' squares overflow at once."""
     config = small_run(
-        train__log_every=1,
-        train__checkpoint_every=1,
-        optimizer__generator_learning_rate=1e30,
-        adversarial__loss="none",
+        train__steps=1, train__checkpoint_every=1, adversarial__loss="none"
     )
+    train(config, tmp_path)
+    config.train.steps = 3
+    config.optimizer.generator_learning_rate = 1e30
     with pytest.raises(
-        InputError,
-        match=r"generator_loss.* became NaN or infinite .* step 2.* step 1 is kept",
+        InputError, match=r"step 2: .*generator_parameter_norm.*checkpoint 1 is kept"
     ):
         train(config, tmp_path)
     assert Checkpoints(tmp_path).latest_step() == 1
+
+
+def test_other_data_are_refused(whole):
+    for key, value in (("seed", 5), ("train__batch_size", 8), ("data__flip", True)):
+        with pytest.raises(InputError, match=rf"{key.replace('__', '.')} was"):
+            train(small_run(train__steps=6, **{key: value}), whole[0])
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written to"):
+        train(small_run(), tmp_path / "file")
 
 
 def test_bad_input_stops_before_anything_is_made(tmp_path, monkeypatch):
