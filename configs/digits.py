@@ -2,7 +2,10 @@
 
     python -m gamix_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Cost: DIGITS_COST on 2 CPU cores. What comes out: DIGITS_RESULT
+Cost: 2 minutes on 2 CPU cores, half a minute of it compilation. What comes out:
+reconstructions of 180 held-out digits at 18.7 dB, mean absolute error 0.132 of [-1, 1];
+aggregate KL 0.09 nats (0.95 at a KL weight of 1, where the samples are less varied);
+all 8 units active; samples in which digits are recognised.
 """
 
 from gamix_jax.config import default_config
@@ -20,6 +23,7 @@ def get_config():
     config.discriminator.strides = (2, 1)
     config.discriminator.norm = "group"
     config.objective.reconstruction_weight = 200.0
+    config.objective.kl_weight = 5.0
     config.objective.collapse_weight = 0.5
     config.adversarial.weight = 1.0
     config.adversarial.start = 300

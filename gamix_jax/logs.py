@@ -1,10 +1,11 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard event files and the terminal."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorboardX
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,6 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 TERMS = ("reconstruction", "kl", "collapse_penalty", "adversarial")
 
@@ -53,30 +55,38 @@ def _step_of(line: str) -> float:
 
 
 class ProgressBar(Progress):
-    """A bar with step, images a second, time left and the main terms; plain lines where the output is no terminal."""
+    """Step, time left and, a line below, images a second and the main terms.
+
+    Where the output is no terminal, each log step prints a plain line instead.
+    """
 
     def __init__(self, step: int, steps: int, console: Console):
+        self._terms = ""
         super().__init__(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[terms]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self.add_task("", total=steps, completed=step, terms="")
+        self._task = self.add_task("", total=steps, completed=step)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar and the line of terms."""
+        yield from super().get_renderables()
+        yield Text(self._terms)
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Shows the numbers of a log step."""
-        terms = f"{values['images_per_second']:.0f} img/s  " + "  ".join(
-            f"{name} {values[name]:.4g}" for name in TERMS if name in values
+        self._terms = f"{values['images_per_second']:.0f} img/s  " + "  ".join(
+            f"{name} {values[name]:.3g}" for name in TERMS if name in values
         )
-        self.update(self._task, completed=step, terms=terms)
         if self.disable:
-            self.console.print(f"step {step}  {terms}", soft_wrap=True, highlight=False)
+            line = f"step {step}  {self._terms}"
+            self.console.print(line, soft_wrap=True, highlight=False)
 
     def step(self, step: int) -> None:
         """Moves the bar."""

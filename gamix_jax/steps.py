@@ -1,4 +1,4 @@
-"""One step of training and of evaluation, written for one replica with collectives over the axis "batch".
+"""One step of training and of evaluation, for one replica, with collectives over "batch".
 
 This is the one place where the terms of the objective are weighted.
 """
