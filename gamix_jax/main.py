@@ -46,8 +46,11 @@ def main(argv: list[str]) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a configuration or override with an unknown key or a wrong type ends with one sentence."""
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:  # may quote a whole traceback, its cause last
+        rest = flags.FLAGS(argv)
+        if CONFIG.value is not None:
+            CONFIG.value.keys()  # a file that is missing is reported on first use
+        return rest
+    except (flags.Error, OSError) as error:  # may quote a traceback, its cause last
         cause = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         cause = " ".join(str(error).split())
