@@ -63,9 +63,9 @@ def test_a_run_leaves_numbers_pictures_and_checkpoints(whole):
         for step in (2, 4)
     ]
     # 8x8 images enlarged six times, 8 to a row, a line of one pixel between
-    assert {Image.open(path).size for path in (workdir / "figures").iterdir()} == {
-        (8 * 49 - 1, 8 * 49 - 1)
-    }
+    for path in (workdir / "figures").iterdir():
+        with Image.open(path) as picture:
+            assert picture.size == (8 * 49 - 1, 8 * 49 - 1)
     assert Checkpoints(workdir).latest_step() == 4
 
 
