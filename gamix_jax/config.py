@@ -187,7 +187,7 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
     if config.data.size % 2**stages:
         raise InputError(
             f"config.data.size is {config.data.size}; it must be a multiple of {2**stages}, for "
-            f"config.model.widths has {stages} stages."
+            f"config.model.widths has {stages} stage(s)."
         )
     if config.train.batch_size % device_count:
         raise InputError(

@@ -53,7 +53,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, OSError) as error:  # may quote a traceback, its cause last
         cause = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        cause = " ".join(str(error).split())
+        # ml_collections raises a representation of its message, escapes and all.
+        cause = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
     sys.exit(f"error: bad command line or configuration: {cause}")
 
 
