@@ -8,8 +8,8 @@ from gamix_jax.errors import InputError
 
 # Keys whose value is one of a few words.
 CHOICES = {
-    "data.source": ("digits", "folder", "tfds"),
-    "data.crop": ("center", "celeba"),
+    "data.source": ("digits", "folder", "array", "tfds"),
+    "data.crop": ("center", "celeba", "celeba_hq", "none"),
     "data.channels": (1, 3),
     "model.norm": ("batch", "group", "affine"),
     "model.dtype": ("float32", "bfloat16"),
@@ -20,6 +20,7 @@ CHOICES = {
 }
 POSITIVE = (
     "data.size",
+    "data.prefetch",
     "model.latent_size",
     "model.components",
     "model.bottleneck",
@@ -36,6 +37,8 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "seed",
+    "data.workers",
+    "data.memory_gib",
     "model.encoder_blocks",
     "model.decoder_blocks",
     "objective.kl_weight",
@@ -57,18 +60,26 @@ def default_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of parameters, noise and the order of the data
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = (
-        "digits"  # digits (scikit-learn's) | folder (JPEG and PNG files) | tfds
-    )
-    data.dir = ""  # folder: the images; tfds: where data sets are stored ("" is TFDS's default)
+    # digits (scikit-learn's) | folder (of JPEG, PNG, WebP) | array (.npz or .npy) | tfds
+    data.source = "digits"
+    # The folder or the file; tfds: where data sets are stored ("" is TFDS's default),
+    # or without data.name the folder of one
+    data.dir = ""
     data.name = ""  # tfds: name of the data set, such as celeb_a
     data.train_split = "train"  # tfds: split, with slicing if wanted
-    data.test_split = "test"
+    data.test_split = "test"  # tfds: "" holds out test_fraction of train_split
     data.test_fraction = 0.1  # held out where a source has no test split of its own
     data.size = 8  # height and width given to the model, pixels
     data.channels = 1  # 1 (grey) | 3 (RGB); images are converted
-    data.crop = "center"  # center (largest centred square) | celeba (centred 148x148 of 178x218); then resized to size
+    # center (largest centred square) | celeba (centred 148x148 of 178x218) | celeba_hq
+    # (square already) | none (squeezed to a square); then resized to size, bicubic and
+    # antialiased
+    data.crop = "center"
     data.flip = False  # mirror training images left to right, each with probability 1/2
+    # A set of up to this size, once resized, is kept in memory as it is first read
+    data.memory_gib = 2.0
+    data.workers = 0  # processes that read a larger set; 0 is threads of this process
+    data.prefetch = 8  # batches that are read ahead, each by a thread
 
     config.model = model = ml_collections.ConfigDict()
     model.latent_size = 16  # D

@@ -7,7 +7,7 @@ import numpy as np
 
 from gamix_jax.losses import aggregate_kl
 from gamix_jax.mixture import AggregateMoments
-from gamix_jax.parallel import split_over_devices
+from gamix_jax.parallel import put_on_devices
 from gamix_jax.state import TrainState
 
 
@@ -32,7 +32,7 @@ def evaluate(
     sums: dict[str, np.ndarray] = {}
     for batch in batches:
         for name, value in jax.device_get(
-            eval_step(state, split_over_devices(batch))
+            eval_step(state, put_on_devices(batch))
         ).items():
             sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
     count = sums.pop("count")

@@ -1,4 +1,4 @@
-"""Command line: `python -m gamix_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=train|describe] [--config.KEY=VALUE]`."""
+"""Command line: `python -m gamix_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=train|describe|prepare] [--config.KEY=VALUE]`."""
 
 import sys
 from pathlib import Path
@@ -14,17 +14,37 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: logs, pictures, checkpoints."
 )
-MODE = flags.DEFINE_enum("mode", "train", ["train", "describe"], "What to do.")
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "describe", "prepare"], "What to do."
+)
+IMAGES = flags.DEFINE_string(
+    "images", None, "prepare: folder, zip or tar of photos, or folder of --dataset."
+)
+OUT = flags.DEFINE_string("out", None, "prepare: folder of the TFDS data set.")
+SIZE = flags.DEFINE_integer("size", None, "prepare: height and width, pixels.", 1)
+CROP = flags.DEFINE_enum(
+    "crop",
+    "center",
+    ["center", "celeba", "celeba_hq", "none"],
+    "prepare: what is kept.",
+)
+DATASET = flags.DEFINE_string(
+    "dataset", None, "prepare: published set in --images, such as celeb_a; not photos."
+)
 
 
 def main(argv: list[str]) -> None:
     """Dispatches to the mode asked for; bad input ends with one sentence and exit code 1."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every detail of a save at INFO
+    # Orbax tells every detail of a save, TFDS warns of each set not prepared yet.
+    logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags begin with two dashes.")
-    if CONFIG.value is None:
-        sys.exit("error: --config=FILE is required, such as configs/digits.py.")
     try:
+        if MODE.value == "prepare":
+            _prepare()
+            return
+        if CONFIG.value is None:
+            raise InputError("--config=FILE is required, such as configs/digits.py.")
         if MODE.value == "describe":
             from rich.console import Console
 
@@ -41,6 +61,28 @@ def main(argv: list[str]) -> None:
             train(CONFIG.value, Path(WORKDIR.value))
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def _prepare() -> None:
+    """Checks the flags of this mode and dispatches."""
+    if not IMAGES.value or not OUT.value:
+        raise InputError("--mode=prepare needs --images=DIR and --out=DIR.")
+    if (SIZE.value is None) == (DATASET.value is None):
+        raise InputError(
+            "--mode=prepare needs either --size=N, for photos, or --dataset=NAME, for the "
+            "files of a published set."
+        )
+    if DATASET.value is not None and flags.FLAGS["crop"].present:
+        raise InputError("--crop is for photos; a --dataset is stored as it is.")
+    from rich.console import Console
+
+    from gamix_jax.data import prepare
+
+    images, out = (Path(flag.value).expanduser() for flag in (IMAGES, OUT))
+    if DATASET.value is None:
+        prepare.prepare_photos(images, out, SIZE.value, CROP.value, Console())
+    else:
+        prepare.prepare_original(DATASET.value, images, out, Console())
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
 
     Returns:
       A function of (state, batch), each leaf of the batch [local devices, n, ...] as
-      `split_over_devices` makes it.
+      `put_on_devices` makes it.
     """
     return jax.pmap(
         step,
@@ -35,16 +35,18 @@ def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
     )
 
 
-def split_over_devices(batch: Any) -> Any:
-    """Leaves [local devices * n, ...] of this process's batch to [local devices, n, ...]."""
-    return jax.tree.map(
-        lambda x: np.reshape(x, (jax.local_device_count(), -1, *x.shape[1:])), batch
-    )
+def _local_sharding(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, spec)
+
+
+def put_on_devices(batch: Any) -> Any:
+    """Leaves [local devices * n, ...] of this process's batch to arrays [local devices, n, ...], a row on each device."""
+    devices = jax.local_device_count()
+    rows = jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), batch)
+    return jax.device_put(rows, _local_sharding(jax.sharding.PartitionSpec(AXIS)))
 
 
 def replicate(state: Any) -> Any:
     """Arrays copied to every device of this process, as a mapped step returns them: so its first call is its only compilation."""
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
-    return jax.device_put(
-        state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    )
+    return jax.device_put(state, _local_sharding(jax.sharding.PartitionSpec()))

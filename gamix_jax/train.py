@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import ml_collections
 import numpy as np
@@ -19,7 +18,7 @@ from gamix_jax.config import check_config
 from gamix_jax.errors import InputError
 from gamix_jax.evaluate import evaluate
 from gamix_jax.logs import MetricLog, ProgressBar
-from gamix_jax.parallel import map_over_devices, replicate, split_over_devices
+from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import TrainState, create_state
 from gamix_jax.steps import make_steps, scale_images
 
@@ -53,10 +52,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         config.data.flip,
         jax.process_index(),
         jax.process_count(),
+        config.data.workers,
+        config.data.prefetch,
+        put_on_devices,
     )
-    start = batches.get_state()
-    next(batches)  # what cannot be read is found before anything is compiled
-    batches.set_state(start)
+    for split in images.values():
+        split[0]  # what cannot be read at all is found before anything is compiled
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -69,6 +70,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     checkpoints = Checkpoints(workdir, config.train.checkpoints_kept)
     origin = _origin(config, len(images["train"]))
     console = Console()
+    for split, of_split in images.items():
+        console.print(f"{split.capitalize()}: {of_split.describe(config.data)}")
     try:
         state = create_state(config)
         if checkpoints.latest_step() is not None:
@@ -97,12 +100,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
                 console,
             )
     finally:
+        batches.close()
         checkpoints.close()
 
 
 def _origin(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:
     """What the order of the training images depends on, JSON-able."""
-    origin = {f"data.{k}": v for k, v in config.data.items() if k != "dir"}
+    elsewhere = ("dir", "memory_gib", "workers", "prefetch")
+    origin = {f"data.{k}": v for k, v in config.data.items() if k not in elsewhere}
     return origin | {
         "seed": config.seed,
         "train.batch_size": config.train.batch_size,
@@ -127,9 +132,9 @@ def _run(
     config: ml_collections.ConfigDict,
     workdir: Path,
     state: TrainState,
-    batches: grain.DatasetIterator,
+    batches: data.TrainBatches,
     origin: dict[str, Any],
-    test_images: grain.MapDataset,
+    test_images: data.Images,
     checkpoints: Checkpoints,
     log: MetricLog,
     console: Console,
@@ -159,7 +164,7 @@ def _run(
     ):
         mark, marked = time.perf_counter(), start
         for step in range(start + 1, options.steps + 1):
-            state, metrics = train_step(state, split_over_devices(next(batches)))
+            state, metrics = train_step(state, next(batches))
             bar.step(step)
             if due(step, options.log_every) or due(step, options.checkpoint_every):
                 values = jax.device_get(metrics)
@@ -179,6 +184,7 @@ def _run(
                     options.batch_size,
                     jax.process_index(),
                     jax.process_count(),
+                    config.data.prefetch,
                 )
                 measured = evaluate(eval_step, state, batch)
                 log.write(step, {f"test/{k}": v for k, v in measured.items()})

@@ -1,0 +1,184 @@
+"""Batches by Grain, in an order that is a function of seed and position alone."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from gamix_jax.data.images import Images
+from gamix_jax.errors import InputError
+
+# Batches kept on the devices ahead of the step that takes them.
+ON_DEVICE = 2
+
+
+def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Which image is at each position of an endless order of epochs, in each of which every image comes once.
+
+    Args:
+      positions: int [n], at least 0.
+      count: of images.
+      seed: of the order.
+
+    Returns:
+      int64 [n], in [0, count).
+    """
+    epochs, places = np.divmod(positions, count)
+    seeds = {
+        epoch: int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+        for epoch in np.unique(epochs).tolist()
+    }
+    index = grain.experimental.index_shuffle
+    return np.array(
+        [
+            index(place, max_index=count - 1, seed=seeds[epoch], rounds=4)
+            for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)
+        ],
+        np.int64,
+    )
+
+
+class TrainBatches(Iterator[Any]):
+    """Endless batches, and the position that they are at. Nothing is read before the first is asked for."""
+
+    def __init__(self, make: Callable[[int], grain.DatasetIterator]):
+        """Takes a function from a position to an iterator that begins there."""
+        self._make, self._position, self._iterator = make, 0, None
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._iterator = self._make(self._position)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process" not in str(error):
+                raise
+            raise InputError(
+                "A process that reads the data has died (killed, perhaps for memory); "
+                "start again with a lower config.data.workers."
+            ) from error
+        self._position += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The position, JSON-able; the same for any number of processes and workers."""
+        return {"next_batch": self._position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position that `get_state` gave."""
+        self.close()
+        self._position = state["next_batch"]
+
+    def close(self) -> None:
+        """Ends the threads and processes that read ahead; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def train_batches(
+    images: Images,
+    batch_size: int,
+    seed: int,
+    flip: bool,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 8,
+    put: Callable[[np.ndarray], Any] = lambda batch: batch,
+) -> TrainBatches:
+    """Endless shuffled batches of this process's share of each global batch.
+
+    The global order is a function of the seed alone: every image once an epoch, epochs
+    shuffled differently, batches running on over the end of an epoch. Process p takes
+    the p-th block of each global batch, so the global batches do not depend on the
+    number of processes, nor on who reads them.
+
+    Args:
+      images: of the split.
+      batch_size: of all processes together; a multiple of `process_count`.
+      seed: of the order and the flips.
+      flip: mirror each image left to right with probability 1/2.
+      process_index: in [0, process_count).
+      process_count: processes that train together.
+      workers: processes that read; 0 reads in threads of this one, and so does a set in
+        memory. Each takes a second or two to start, needs a main module that can be
+        imported, and absl's flags parsed.
+      prefetch: batches that are read ahead, each by a thread of its own.
+      put: takes each batch to the devices, in a thread of its own.
+
+    Returns:
+      Iterator of what `put` makes of uint8 [batch_size / process_count, size, size,
+      channels].
+    """
+    count, share = len(images), batch_size // process_count
+
+    def read(number: int) -> np.ndarray:
+        block = slice(process_index * share, (process_index + 1) * share)
+        positions = np.arange(number * batch_size, (number + 1) * batch_size)[block]
+        batch = images.read(shuffled(positions, count, seed))
+        if flip:
+            random = np.random.default_rng((seed, number)).random(batch_size)
+            mirrored = random[block] < 0.5
+            batch = np.where(mirrored[:, None, None, None], batch[:, :, ::-1], batch)
+        return batch
+
+    if images.in_memory:
+        workers = 0
+    threads = max(1, prefetch // max(1, workers))
+
+    def make(position: int) -> grain.DatasetIterator:
+        numbers = grain.MapDataset.range(position, np.iinfo(np.int64).max)
+        dataset = numbers.map(read).to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        )
+        if workers:
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers)
+            )
+        return iter(
+            grain.experimental.ThreadPrefetchIterDataset(
+                dataset.map(put), prefetch_buffer_size=ON_DEVICE
+            )
+        )
+
+    return TrainBatches(make)
+
+
+def evaluation_batches(
+    images: Images,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 8,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every image once, in order, in batches of one size: the last one is padded.
+
+    Args:
+      images: of the split.
+      batch_size: of all processes together; a multiple of `process_count`.
+      process_index: in [0, process_count).
+      process_count: processes that evaluate together.
+      prefetch: batches that are read ahead, each by a thread of its own.
+
+    Returns:
+      Iterator of {"image": uint8 [batch_size / process_count, size, size, channels],
+      "index": int32, the image's place or -1 for padding}.
+    """
+    count, share = len(images), batch_size // process_count
+
+    def read(number: int) -> dict[str, np.ndarray]:
+        first = number * batch_size + process_index * share
+        indices = np.arange(first, first + share)
+        return {
+            "image": images.read(indices % count),
+            "index": np.where(indices < count, indices, -1).astype(np.int32),
+        }
+
+    dataset = grain.MapDataset.range(-(-count // batch_size)).map(read)
+    return iter(
+        dataset.to_iter_dataset(
+            grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+        )
+    )

@@ -1,0 +1,174 @@
+"""Photos in a folder, a zip or a tar: their names in one order, their bytes, their splits and classes."""
+
+import functools
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from gamix_jax.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def is_photo(name: str) -> bool:
+    """Whether a relative path is that of a JPEG, PNG or WebP file, and no hidden one, nor a Mac's shadow of one."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return name.lower().endswith(SUFFIXES) and not hidden
+
+
+class Photos(Protocol):
+    """Files by relative path, random access; can be pickled."""
+
+    names: Sequence[str]  # of the photos, sorted, parts divided by "/"
+
+    def read(self, name: str) -> bytes:
+        """The file's content."""
+
+
+class FolderPhotos:
+    """The photos anywhere below a folder."""
+
+    def __init__(self, root: Path):
+        self._root = str(root)
+        paths = (
+            os.path.relpath(os.path.join(folder, file), self._root)
+            for folder, _, files in os.walk(self._root)
+            for file in files
+        )
+        self.names = sorted(
+            name for path in paths if is_photo(name := path.replace(os.sep, "/"))
+        )
+
+    def read(self, name: str) -> bytes:
+        return Path(self._root, name).read_bytes()
+
+
+class ZipPhotos:
+    """The photos in a zip."""
+
+    def __init__(self, path: Path):
+        self._path = str(path)
+        self.names = sorted(filter(is_photo, _open_zip(self._path).namelist()))
+
+    def read(self, name: str) -> bytes:
+        return _open_zip(self._path).read(name)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_zip(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)  # reading its index takes a second per 100,000 files
+
+
+class TarPhotos:
+    """The photos in a tar that is not compressed, read at their offsets."""
+
+    def __init__(self, path: Path):
+        self._path = str(path)
+        with tarfile.open(path, "r:") as archive:
+            self._places = {
+                member.name.removeprefix("./"): (member.offset_data, member.size)
+                for member in archive
+                if member.isfile()
+            }
+        self.names = sorted(filter(is_photo, self._places))
+
+    def read(self, name: str) -> bytes:
+        offset, size = self._places[name]
+        with open(self._path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+def open_photos(path: Path) -> Photos:
+    """The photos at a path.
+
+    Args:
+      path: a folder, a .zip, or a .tar without compression.
+
+    Raises:
+      InputError: nothing is there, it is none of these, it is damaged, or holds no
+        JPEG, PNG or WebP file.
+    """
+    try:
+        if path.is_dir():
+            photos = FolderPhotos(path)
+        elif zipfile.is_zipfile(path):
+            photos = ZipPhotos(path)
+        elif path.is_file():
+            photos = TarPhotos(path)
+        else:
+            raise InputError(
+                f"{path} does not exist; name a folder, a zip or a tar of images."
+            )
+    except (tarfile.TarError, zipfile.BadZipFile, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as a folder, a zip or a tar of images ({error}); "
+            "unpack a compressed tar, and fetch a damaged file again."
+        ) from error
+    if not photos.names:
+        raise InputError(
+            f"No JPEG, PNG or WebP image lies in {path}; name a folder that holds some."
+        )
+    return photos
+
+
+def decode_photo(content: bytes, name: object) -> Image.Image:
+    """The image in a file's content.
+
+    Raises:
+      InputError: it is damaged or no image, with `name` in the sentence.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except Exception as error:  # damaged files make Pillow raise anything
+        raise InputError(
+            f"{name} is not a readable image ({error}); repair or remove it."
+        ) from error
+    return image
+
+
+def divide(names: Sequence[str], where: object) -> dict[str, list[str]]:
+    """The names of each split: what lies in folders train and test, or else everything as "train".
+
+    A folder that holds all else, as archives often have one, does not count.
+
+    Raises:
+      InputError: there is a folder test and none called train.
+    """
+    base = ""
+    while True:
+        tops = {name[len(base) :].split("/")[0] for name in names}
+        if len(tops) > 1 or tops & {"train", "test"} or base + min(tops) in names:
+            break
+        base += min(tops) + "/"
+    if "test" in tops and "train" not in tops:
+        raise InputError(
+            f"{where} has a folder test but no folder train; add one, or name a folder "
+            "without either."
+        )
+    if "train" not in tops:
+        return {"train": list(names)}
+    return {
+        split: [name for name in names if name.startswith(f"{base}{split}/")]
+        for split in ("train", "test")
+        if split in tops
+    }
+
+
+def classes(splits: dict[str, list[str]]) -> dict[str, list[str]] | None:
+    """The class of each photo of each split, which is the folder that it lies in below its split's; None without such folders."""
+    found = {}
+    for split, names in splits.items():
+        base = os.path.commonpath([os.path.dirname(name) for name in names])
+        parts = [os.path.relpath(name, base or ".").split("/") for name in names]
+        if any(len(part) == 1 for part in parts):
+            return None
+        found[split] = [part[0] for part in parts]
+    return found

@@ -1,0 +1,246 @@
+"""Where images come from. Each source gives Pillow images by index, with labels where it has them, and can be pickled."""
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from gamix_jax.data.photos import classes, decode_photo, divide, open_photos
+from gamix_jax.errors import InputError
+
+Split = Literal["train", "test"]
+
+
+class Source(Protocol):
+    """The images of one split, random access."""
+
+    in_memory: bool  # whether the images are held in memory anyway
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Image.Image: ...
+
+    def labels(self) -> np.ndarray | None:
+        """Int64 [len], or None where there are none."""
+
+
+class ArraySource:
+    """uint8 images in an array, grey [N, H, W] or [N, H, W, 1], RGB [N, H, W, 3] or RGBA [N, H, W, 4]."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None):
+        self._images, self._labels = images, labels
+        self.in_memory = not isinstance(images, np.memmap)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        pixels = np.asarray(self._images[index])
+        return Image.fromarray(
+            pixels.squeeze(-1) if pixels.shape[-1:] == (1,) else pixels
+        )
+
+    def labels(self) -> np.ndarray | None:
+        return self._labels
+
+    def __getstate__(self) -> dict:
+        """A mapped file is opened anew where this is unpickled: it would travel whole."""
+        mapped = isinstance(self._images, np.memmap)
+        images = self._images.filename if mapped else self._images
+        return {"_images": images, "_labels": self._labels, "in_memory": not mapped}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if not self.in_memory:
+            self._images = np.load(self._images, mmap_mode="r")
+
+
+class FolderSource:
+    """JPEG, PNG and WebP files anywhere below a folder, in the order of their paths; labels are the subfolders' places in the alphabet."""
+
+    in_memory = False
+
+    def __init__(self, root: Path, split: Split):
+        self._root, self._photos = root, open_photos(root)
+        splits = divide(self._photos.names, root)
+        self.splits = tuple(splits)
+        self._names = splits.get(split, splits["train"])
+        found = classes(splits)
+        self._labels = None
+        if found is not None:
+            names = sorted(set().union(*found.values()))
+            place = {name: index for index, name in enumerate(names)}
+            of_split = found.get(split, found["train"])
+            self._labels = np.array([place[name] for name in of_split], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        path = self._root / self._names[index]
+        try:
+            content = self._photos.read(self._names[index])
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be read ({error.strerror}); give it back, or leave it "
+                "out from the start."
+            ) from error
+        return decode_photo(content, path)
+
+    def labels(self) -> np.ndarray | None:
+        return self._labels
+
+
+class TfdsSource:
+    """The feature "image", and "label" if there is one, of a TFDS data set prepared as array_record."""
+
+    in_memory = False
+
+    def __init__(self, name: str, split: str, directory: str):
+        # Half a second to import, wanted by this source alone.
+        import tensorflow_datasets as tfds
+
+        from gamix_jax.data.tfds_sets import open_set
+
+        builder = open_set(name, directory)
+        self._name = name or directory
+        splits = ", ".join(builder.info.splits)
+        try:
+            self._records = builder.as_data_source(
+                split=split,
+                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+            )
+        except NotImplementedError as error:
+            raise InputError(
+                f"The TFDS data set in {builder.data_path} is stored as "
+                f"{builder.info.file_format.value}, which has no random access; prepare "
+                "it as array_record in another config.data.dir."
+            ) from error
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"The TFDS data set {self._name!r} has no split {split!r} (it has: "
+                f'{splits}); name one, with slicing such as "train[90%:]", or set '
+                'config.data.test_split="" to hold out config.data.test_fraction.'
+            ) from error
+        features = builder.info.features
+        if "image" not in features:
+            raise InputError(
+                f'The TFDS data set {self._name!r} has no feature "image".'
+            )
+        # The other features cost three times what these do, and nobody asks for them.
+        self._image = tfds.features.FeaturesDict({"image": features["image"]})
+        self._decoders = {"image": tfds.decode.SkipDecoding()}
+        self._label = None
+        if isinstance(features.get("label"), tfds.features.ClassLabel):
+            self._label = tfds.features.FeaturesDict({"label": features["label"]})
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        record = f"Record {index} of the TFDS data set {self._name!r}"
+        try:
+            example = self._image.deserialize_example_np(
+                self._records[index], decoders=self._decoders
+            )
+        except Exception as error:  # array_record and protobuf raise what they please
+            cause = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{record} cannot be read ({cause}); prepare the set again."
+            ) from error
+        return decode_photo(example["image"], record)
+
+    def labels(self) -> np.ndarray | None:
+        if self._label is None:
+            return None
+        read = self._label.deserialize_example_np
+        return np.array([read(record)["label"] for record in self._records], np.int64)
+
+
+def open_source(data: ml_collections.ConfigDict, split: Split) -> tuple[Source, bool]:
+    """The source that `data.source` names.
+
+    Returns:
+      The source, and whether it is the images of both splits, of which
+      `data.test_fraction` is to be held out.
+
+    Raises:
+      InputError: it is missing or is not what its name says.
+    """
+    if data.source == "digits":
+        # A second to import, wanted by this source alone.
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()  # 17 levels of grey (UCI ML repository)
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        return ArraySource(images, digits.target), True
+    if data.source == "tfds":
+        if not data.name and not data.dir:
+            raise InputError(
+                'config.data.name is empty; set it to a TFDS data set, such as "celeb_a", '
+                "or config.data.dir to the folder of a prepared one."
+            )
+        whole = not data.test_split
+        wanted = data.test_split if split == "test" and not whole else data.train_split
+        return TfdsSource(data.name, wanted, data.dir), whole
+    path = Path(data.dir).expanduser()
+    if data.source == "array":
+        if not data.dir or not path.is_file():
+            raise InputError(
+                f"config.data.dir is {data.dir!r}, which is no file; set "
+                "--config.data.dir=FILE to a .npz or .npy file of images."
+            )
+        return _open_array(path, split)
+    if not data.dir or not path.is_dir():
+        raise InputError(
+            f"config.data.dir is {data.dir!r}, which is no folder; set "
+            "--config.data.dir=DIR to the folder of your images."
+        )
+    source = FolderSource(path, split)
+    return source, "test" not in source.splits
+
+
+def _open_array(path: Path, split: Split) -> tuple[ArraySource, bool]:
+    """The arrays train_images, test_images, train_labels and test_labels of a .npz, or a .npy, which is mapped."""
+    try:
+        file = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path} cannot be read as a .npz or .npy file ({error}); write it with "
+            "numpy.savez or numpy.save."
+        ) from error
+    if isinstance(file, np.ndarray):
+        images, labels, whole = file, None, True
+    else:
+        with file:
+            whole = "test_images" not in file
+            prefix = "train" if whole else split
+            if f"{prefix}_images" not in file:
+                raise InputError(
+                    f"{path} holds the arrays {', '.join(file)}, not {prefix}_images; "
+                    "name the images train_images and, if there are, test_images."
+                )
+            try:
+                images, labels = file[f"{prefix}_images"], file.get(f"{prefix}_labels")
+            except Exception as error:  # zip, zlib and numpy each have their own
+                raise InputError(
+                    f"{path} is damaged ({error}); write it again."
+                ) from error
+    channels = images.shape[3:]
+    if (
+        images.dtype != np.uint8
+        or images.ndim not in (3, 4)
+        or channels not in ((), (1,), (3,), (4,))
+    ):
+        raise InputError(
+            f"{path} holds images of {images.dtype} {list(images.shape)}; they must be uint8 "
+            "[N, H, W] or [N, H, W, 1, 3 or 4]."
+        )
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise InputError(
+            f"{path} holds labels of shape {list(labels.shape)} for {len(images)} images; "
+            "give one label an image."
+        )
+    return ArraySource(images, labels), whole

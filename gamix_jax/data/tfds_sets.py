@@ -1,0 +1,68 @@
+"""TFDS data sets by name: found prepared, or prepared on first use."""
+
+import importlib.util
+
+import tensorflow_datasets as tfds
+from rich.console import Console
+
+from gamix_jax.data.originals import FILES
+from gamix_jax.errors import InputError
+
+
+def open_set(name: str, directory: str) -> tfds.core.DatasetBuilder:
+    """A prepared TFDS data set; one that is not prepared yet is, as array_record.
+
+    Args:
+      name: of the set, such as "celeb_a" or "celeb_a_hq/256"; "" where `directory` is
+        itself the folder of one.
+      directory: where sets are stored; "" is TFDS's default.
+
+    Raises:
+      InputError: unknown, or it could not be downloaded or prepared; says what to do.
+    """
+    try:
+        if not name:
+            return tfds.builder_from_directory(directory)
+        builder = tfds.builder(
+            name, data_dir=directory or None, file_format="array_record"
+        )
+    except Exception as error:  # unknown name, version or configuration; no such folder
+        raise InputError(
+            f"TFDS cannot open the data set {name or directory!r}: {_line(error)}"
+        ) from error
+    if builder.is_prepared():
+        return builder
+    needs_tensorflow = builder.name in FILES
+    missing = importlib.util.find_spec("tensorflow") is None
+    if needs_tensorflow and missing:
+        cause = (
+            "its own builder needs TensorFlow once: pip install 'gamix-jax[prepare]'"
+        )
+    else:
+        Console(stderr=True).print(
+            f"Downloading and preparing {name} to {builder.data_path}, once."
+        )
+        try:
+            builder.download_and_prepare(file_format="array_record")
+            return builder
+        except Exception as error:  # TFDS, its download and its builders raise anything
+            cause = _line(error)
+            if missing and "tensorflow" in cause.lower():
+                cause += "; it needs TensorFlow once: pip install 'gamix-jax[prepare]'"
+    if needs_tensorflow:
+        cure = (
+            f"fetch {FILES[builder.name]} into a folder DIR and run python -m "
+            f"gamix_jax.main --mode=prepare --dataset={name} --images=DIR "
+            f"--out={directory or builder.data_dir_root}"
+        )
+    else:
+        cure = "prepare it where there is a network and TensorFlow, and copy it there"
+    raise InputError(
+        f"The TFDS data set {name!r} is not in {builder.data_path} and was not prepared "
+        f"({cause}). Either {cure}, or use a folder of images: "
+        "--config.data.source=folder --config.data.dir=DIR."
+    )
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
