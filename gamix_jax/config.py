@@ -37,7 +37,6 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "seed",
-    "data.workers",
     "data.memory_gib",
     "model.encoder_blocks",
     "model.decoder_blocks",
@@ -78,7 +77,9 @@ def default_config() -> ml_collections.ConfigDict:
     data.flip = False  # mirror training images left to right, each with probability 1/2
     # A set of up to this size, once resized, is kept in memory as it is first read
     data.memory_gib = 2.0
-    data.workers = 0  # processes that read a larger set; 0 is threads of this process
+    # Processes that read a larger set for training: -1 is half as many as cores, at most
+    # 8; 0 is threads instead, as for a set in memory
+    data.workers = -1
     data.prefetch = 8  # batches that are read ahead, each by a thread
 
     config.model = model = ml_collections.ConfigDict()
@@ -178,6 +179,10 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
     for key in NOT_NEGATIVE:
         if values[key] < 0:
             raise InputError(f"config.{key} is {values[key]}; it must not be negative.")
+    if config.data.workers < -1:
+        raise InputError(
+            f"config.data.workers is {config.data.workers}; it must be at least -1."
+        )
     for key in FRACTIONS:
         if not 0 <= values[key] < 1:
             raise InputError(

@@ -43,6 +43,9 @@ def main(argv: list[str]) -> None:
         if MODE.value == "prepare":
             _prepare()
             return
+        for name in ("images", "out", "size", "crop", "dataset"):
+            if flags.FLAGS[name].present:
+                raise InputError(f"--{name} is for --mode=prepare.")
         if CONFIG.value is None:
             raise InputError("--config=FILE is required, such as configs/digits.py.")
         if MODE.value == "describe":

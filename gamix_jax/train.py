@@ -71,7 +71,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     origin = _origin(config, len(images["train"]))
     console = Console()
     for split, of_split in images.items():
-        console.print(f"{split.capitalize()}: {of_split.describe(config.data)}")
+        console.print(f"{split}: {of_split.describe(config.data)}", soft_wrap=True)
+    workers = data.choose_workers(images["train"], config.data.workers)
+    if workers:
+        console.print(f"train: read by {workers} processes")
     try:
         state = create_state(config)
         if checkpoints.latest_step() is not None:

@@ -89,7 +89,11 @@ def test_unknown_and_mistyped_keys_are_refused_by_name():
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("data.source", "disk", "one of digits, folder, tfds"),
+        ("data.source", "disk", "one of digits, folder, array, tfds"),
+        ("data.crop", "left", "one of center, celeba, celeba_hq, none"),
+        ("data.workers", -2, "at least -1"),
+        ("data.prefetch", 0, "must be positive"),
+        ("data.memory_gib", -0.5, "must not be negative"),
         ("data.channels", 2, "one of 1, 3"),
         ("data.size", 10, "multiple of 4"),
         ("data.size", 0, "must be positive"),

@@ -1,15 +1,12 @@
-"""Sources, order, position and the crop."""
+"""Sources, labels, memory, and what is done to each image."""
 
-from collections import Counter
-
-import grain
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, ImageMode
 
 from gamix_jax.config import default_config
-from gamix_jax.data import evaluation_batches, fit_image, open_images, train_batches
+from gamix_jax.data import fit_image, open_images, train_batches
 from gamix_jax.errors import InputError
 
 
@@ -17,23 +14,6 @@ def data_config(**overrides):
     data = default_config().data
     data.update(overrides)
     return data
-
-
-def numbered(count=10):
-    """Images whose every pixel is their number, but for a mark in the upper left corner."""
-    images = np.broadcast_to(
-        np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 1)
-    ).copy()
-    images[:, 0, 0] = 255
-    return grain.MapDataset.source(images)
-
-
-def numbers(batch):
-    return batch[:, 1, 1, 0].tolist()
-
-
-def take(batches, count):
-    return [numbers(next(batches)) for _ in range(count)]
 
 
 def photo(path, width=12, height=8, color=None, seed=0):
@@ -45,64 +25,6 @@ def photo(path, width=12, height=8, color=None, seed=0):
     else:
         pixels = np.full((height, width, 3), color, np.uint8)
     Image.fromarray(pixels).save(path)
-
-
-# Order
-
-
-def test_every_image_once_an_epoch_and_another_order_each_time():
-    order = sum(take(train_batches(numbered(), 4, seed=0, flip=False), 15), [])
-    epochs = [order[i : i + 10] for i in range(0, 60, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 6
-    assert order == sum(take(train_batches(numbered(), 4, seed=0, flip=False), 15), [])
-    assert order != sum(take(train_batches(numbered(), 4, seed=1, flip=False), 15), [])
-
-
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_take_blocks_of_the_same_global_batches(count):
-    whole = take(train_batches(numbered(), 8, seed=3, flip=False), 10)
-    shares = [
-        take(train_batches(numbered(), 8, 3, False, process, count), 10)
-        for process in range(count)
-    ]
-    assert [sum(blocks, []) for blocks in zip(*shares, strict=True)] == whole
-
-
-def test_position_goes_on_where_it_was():
-    batches = train_batches(numbered(), 4, seed=0, flip=True)
-    for _ in range(3):
-        next(batches)
-    position = batches.get_state()
-    expected = [next(batches) for _ in range(5)]
-    again = train_batches(numbered(), 4, seed=0, flip=True)
-    again.set_state(position)
-    np.testing.assert_array_equal([next(again) for _ in range(5)], expected)
-
-
-def test_flip_mirrors_half_of_the_images_left_to_right():
-    batches = train_batches(numbered(), 100, seed=0, flip=True)
-    images = np.concatenate([next(batches) for _ in range(20)])
-    mirrored = np.sum(images[:, 0, 1, 0] == 255)
-    assert mirrored + np.sum(images[:, 0, 0, 0] == 255) == 2000
-    assert abs(mirrored - 1000) < 4 * np.sqrt(
-        2000 / 4
-    )  # four standard errors of a fair coin
-    again = [next(train_batches(numbered(), 4, 0, False))[:, 0, 0, 0] for _ in range(2)]
-    assert np.all(np.array(again) == 255)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_evaluation_covers_every_image_once(processes):
-    seen = Counter()
-    for process in range(processes):
-        for batch in evaluation_batches(numbered(), 4, process, processes):
-            assert batch["image"].shape == (4 // processes, 2, 2, 1)
-            assert batch["index"].dtype == np.int32
-            real = batch["index"] >= 0
-            assert numbers(batch["image"][real]) == batch["index"][real].tolist()
-            seen.update(batch["index"].tolist())
-    assert seen == Counter({**dict.fromkeys(range(10), 1), -1: 2})
 
 
 # Sources
@@ -147,6 +69,99 @@ def test_folder_without_test_holds_a_fraction_out(tmp_path, below):
     assert levels["test"] == [
         int(image[0, 0, 0]) for image in open_images(config, "test")
     ]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".webp", ".WEBP"])
+def test_folder_reads(tmp_path, suffix):
+    photo(tmp_path / f"a{suffix}", color=100)
+    config = data_config(source="folder", dir=str(tmp_path), size=4, test_fraction=0.0)
+    np.testing.assert_allclose(open_images(config, "train")[0], 100, atol=1)  # lossy
+
+
+def test_folder_leaves_hidden_files_out(tmp_path):
+    photo(tmp_path / "b.png")
+    for name in ("._a.png", ".cache/a.png", "__MACOSX/a.png"):
+        photo(tmp_path / name)
+    config = data_config(source="folder", dir=str(tmp_path), test_fraction=0.0)
+    assert len(open_images(config, "train")) == 1
+
+
+def test_folder_labels_are_its_subfolders(tmp_path):
+    """Places in the alphabet of the classes of both splits; a folder around all counts for nothing."""
+    for name in ("train/b/1", "train/a/x/2", "train/c/3", "test/d/4", "test/b/5"):
+        photo(tmp_path / f"around/{name}.png")
+    config = data_config(source="folder", dir=str(tmp_path))
+    train, test = (open_images(config, split) for split in ("train", "test"))
+    assert train.labels().tolist() == [0, 1, 2]  # train/a, train/b, train/c
+    assert test.labels().tolist() == [1, 3]  # test/b, test/d
+    photo(tmp_path / "around/train/stray.png")
+    assert open_images(config, "train").labels() is None
+
+
+def test_digits_labels():
+    images = [open_images(data_config(), split) for split in ("train", "test")]
+    labels = np.concatenate([split.labels() for split in images])
+    # counts of each digit as scikit-learn documents them: about 180, 1,797 together
+    assert np.bincount(labels).tolist() == [
+        178,
+        182,
+        177,
+        183,
+        181,
+        182,
+        181,
+        179,
+        174,
+        180,
+    ]
+
+
+def arrays(shape=(5, 4, 4)):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4), (5, 4, 4, 1), (5, 4, 4, 3), (5, 4, 4, 4)])
+def test_array(tmp_path, shape):
+    images, path = arrays(shape), tmp_path / "images.npz"
+    channels = 1 if shape[3:] in ((), (1,)) else 3
+    config = data_config(source="array", dir=str(path), size=4, channels=channels)
+    np.savez(path, train_images=images, test_images=images[:2], test_labels=[7, 9])
+    train, test = (open_images(config, split) for split in ("train", "test"))
+    expected = images.reshape(5, 4, 4, -1)[..., :channels]  # alpha is left out
+    np.testing.assert_array_equal(train.read(np.arange(5)), expected)
+    np.testing.assert_array_equal(test.read(np.arange(2)), expected[:2])
+    assert train.labels() is None
+    assert test.labels().tolist() == [7, 9]
+
+
+def test_array_without_test_holds_a_fraction_out(tmp_path):
+    labels = np.arange(10)
+    images = np.broadcast_to(labels.astype(np.uint8)[:, None, None], (10, 4, 4))
+    np.save(tmp_path / "images.npy", images)
+    np.savez(tmp_path / "images.npz", train_images=images, train_labels=labels)
+    for file in ("images.npy", "images.npz"):
+        config = data_config(
+            source="array", dir=str(tmp_path / file), size=4, test_fraction=0.3
+        )
+        train, test = (open_images(config, split) for split in ("train", "test"))
+        levels = [[image[0, 0, 0] for image in split] for split in (train, test)]
+        assert [len(split) for split in levels] == [7, 3]
+        assert sorted(sum(levels, [])) == list(range(10))
+        if file.endswith("npz"):
+            assert [train.labels().tolist(), test.labels().tolist()] == levels
+
+
+def test_a_small_set_is_kept_and_a_large_one_is_not(tmp_path):
+    photo(tmp_path / "a.png", color=10)
+    config = data_config(source="folder", dir=str(tmp_path), size=4, test_fraction=0.0)
+    kept = open_images(config, "train")
+    config.memory_gib = 0.0
+    streamed = open_images(config, "train")
+    assert [images[0][0, 0, 0] for images in (kept, streamed)] == [10, 10]
+    photo(tmp_path / "a.png", color=20)
+    assert [images[0][0, 0, 0] for images in (kept, streamed)] == [10, 20]
+    assert "kept in memory" in kept.describe(config)
+    assert "read anew each time" in streamed.describe(config)
 
 
 class GamixShapes(tfds.core.GeneratorBasedBuilder):
@@ -205,10 +220,37 @@ def test_celeba_crop_is_the_centred_148():
     pixels = np.random.default_rng(0).integers(0, 256, (218, 178, 3), dtype=np.uint8)
     image = fit_image(Image.fromarray(pixels), 148, 3, "celeba")
     np.testing.assert_array_equal(image, pixels[35:183, 15:163])
-    with pytest.raises(
-        InputError, match=r'178x218 pixels, not 8x9.*config\.data\.crop="center"'
-    ):
+    with pytest.raises(InputError, match=r'178x218 pixels, not 8x9.*"center"'):
         fit_image(Image.new("RGB", (8, 9)), 4, 3, "celeba")
+
+
+def test_celeba_hq_is_all_of_a_square():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    image = fit_image(Image.fromarray(pixels), 6, 3, "celeba_hq")
+    np.testing.assert_array_equal(image, pixels)
+    with pytest.raises(InputError, match=r'square images, not 8x9 pixels.*"center"'):
+        fit_image(Image.new("RGB", (8, 9)), 4, 3, "celeba_hq")
+
+
+def test_no_crop_squeezes_all_of_it():
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, 4:] = 200
+    image = fit_image(Image.fromarray(pixels), 4, 3, "none")
+    assert image[:, 0].max() < 20  # the ends are there, but for the filter's overshoot
+    assert image[:, 3].min() > 180
+
+
+def test_a_photo_taken_sideways_is_turned(tmp_path):
+    """EXIF orientation 6: the camera's top is the picture's right."""
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[0] = 255  # the camera's top row
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        turned = fit_image(image, 4, 3, "center")
+    np.testing.assert_array_equal(turned[:, 3], 255)
+    assert turned[:, :3].max() == 0
 
 
 def test_resize_is_antialiased():
@@ -219,13 +261,28 @@ def test_resize_is_antialiased():
     assert image.max() <= 130
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+WHITE = {"F": 255.0, "I": 255, "HSV": (0, 0, 255), "CMYK": (0, 0, 0, 0)}
+WHITE |= {"YCbCr": (255, 128, 128), "LAB": (255, 128, 128)} | dict.fromkeys(
+    ["I;16", "I;16L", "I;16B", "I;16N"], 65535
+)
+
+
+@pytest.mark.parametrize(
+    "mode", [*Image.MODES, "LA", "La", "PA", "RGBa", "I;16L", "I;16B"]
+)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_modes_of_jpeg_and_png(mode, channels):
-    image = fit_image(
-        Image.new("RGB", (6, 5), "white").convert(mode), 4, channels, "center"
+def test_every_mode_of_pillow(mode, channels):
+    """White is white; but for the rounding of LAB's 8 bits."""
+    bands = len(ImageMode.getmode(mode).bands)
+    white = WHITE.get(mode, 255 if bands == 1 else (255,) * bands)
+    image = Image.new(mode, (6, 5), white)
+    if mode in ("P", "PA"):
+        image.putpalette([255] * 768)
+    np.testing.assert_allclose(
+        fit_image(image, 4, channels, "center"),
+        np.full((4, 4, channels), 255),
+        atol=mode == "LAB",
     )
-    np.testing.assert_array_equal(image, np.full((4, 4, channels), 255, np.uint8))
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
@@ -239,13 +296,17 @@ def test_sixteen_bits_are_scaled_not_clipped():
 
 
 def test_bad_sources_are_refused_in_one_sentence(tmp_path):
-    (tmp_path / "halved/test").mkdir(parents=True)
+    photo(tmp_path / "halved/test/a.png")
+    (tmp_path / "empty").mkdir()
     cases = {
         "is no folder": data_config(source="folder", dir=str(tmp_path / "nowhere")),
         "config.data.dir is ''": data_config(source="folder"),
         "config.data.name is empty": data_config(source="tfds"),
         "no folder train": data_config(source="folder", dir=str(tmp_path / "halved")),
-        "No JPEG or PNG": data_config(source="folder", dir=str(tmp_path)),
+        "No JPEG, PNG or WebP": data_config(
+            source="folder", dir=str(tmp_path / "empty")
+        ),
+        "which is no file": data_config(source="array", dir=str(tmp_path)),
         "TFDS cannot open": data_config(
             source="tfds", name="no_such_set", dir=str(tmp_path)
         ),
@@ -254,6 +315,40 @@ def test_bad_sources_are_refused_in_one_sentence(tmp_path):
         with pytest.raises(InputError, match=sentence) as error:
             open_images(config, "train")
         assert "\n" not in str(error.value)
+
+
+def test_bad_arrays_are_refused_in_one_sentence(tmp_path):
+    def refused(sentence, **saved):
+        np.savez(tmp_path / "a.npz", **saved)
+        config = data_config(source="array", dir=str(tmp_path / "a.npz"))
+        with pytest.raises(InputError, match=sentence) as error:
+            open_images(config, "test")
+        assert "\n" not in str(error.value)
+
+    images = arrays()
+    refused(r"holds the arrays x, not train_images", x=images)
+    refused(r"float64 \[5, 4, 4\]; they must be uint8", train_images=images / 255)
+    refused(r"uint8 \[5, 4\]; they must be", train_images=images[..., 0])
+    refused(
+        r"uint8 \[5, 2, 2, 2, 2\]; they must be",
+        train_images=arrays((5, 2, 2, 2, 2)),
+    )
+    refused(
+        r"labels of shape \[3\] for 5 images",
+        train_images=images,
+        train_labels=[1, 2, 3],
+    )
+    refused(r"test split .* is empty", train_images=images, test_images=images[:0])
+    whole = (tmp_path / "a.npz").read_bytes()
+    for name, content in (
+        ("cut", whole[:200]),
+        ("text", b"not an array"),
+        ("none", b""),
+    ):
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        config = data_config(source="array", dir=str(tmp_path / f"{name}.npz"))
+        with pytest.raises(InputError, match=r"cannot be read as a \.npz or \.npy"):
+            open_images(config, "train")
 
 
 def test_an_empty_split_is_refused(tmp_path):

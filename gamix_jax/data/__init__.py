@@ -2,6 +2,7 @@
 
 from gamix_jax.data.batches import (
     TrainBatches,
+    choose_workers,
     evaluation_batches,
     train_batches,
 )
@@ -10,6 +11,7 @@ from gamix_jax.data.images import Images, fit_image, open_images
 __all__ = [
     "Images",
     "TrainBatches",
+    "choose_workers",
     "evaluation_batches",
     "fit_image",
     "open_images",

@@ -1,10 +1,12 @@
 """Batches by Grain, in an order that is a function of seed and position alone."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from gamix_jax.data.images import Images
 from gamix_jax.errors import InputError
@@ -55,8 +57,8 @@ class TrainBatches(Iterator[Any]):
             if "Worker process" not in str(error):
                 raise
             raise InputError(
-                "A process that reads the data has died (killed, perhaps for memory); "
-                "start again with a lower config.data.workers."
+                f"A process that reads the data has died ({error}): killed for memory, "
+                "perhaps; start again with a lower config.data.workers."
             ) from error
         self._position += 1
         return batch
@@ -75,6 +77,13 @@ class TrainBatches(Iterator[Any]):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+
+def choose_workers(images: Images, workers: int) -> int:
+    """How many processes read: none for a set in memory, where they cost more than they give; else as asked, and for -1 half as many as there are cores, at most 8."""
+    if images.in_memory:
+        return 0
+    return workers if workers >= 0 else max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
 def train_batches(
@@ -102,9 +111,9 @@ def train_batches(
       flip: mirror each image left to right with probability 1/2.
       process_index: in [0, process_count).
       process_count: processes that train together.
-      workers: processes that read; 0 reads in threads of this one, and so does a set in
-        memory. Each takes a second or two to start, needs a main module that can be
-        imported, and absl's flags parsed.
+      workers: processes that read, as `choose_workers` takes it; 0 reads in threads of
+        this one. Each takes a second or two to start, and wants a main module that
+        begins with `if __name__ == "__main__"`.
       prefetch: batches that are read ahead, each by a thread of its own.
       put: takes each batch to the devices, in a thread of its own.
 
@@ -124,8 +133,7 @@ def train_batches(
             batch = np.where(mirrored[:, None, None, None], batch[:, :, ::-1], batch)
         return batch
 
-    if images.in_memory:
-        workers = 0
+    workers = choose_workers(images, workers)
     threads = max(1, prefetch // max(1, workers))
 
     def make(position: int) -> grain.DatasetIterator:
@@ -134,6 +142,8 @@ def train_batches(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
         if workers:
+            if not flags.FLAGS.is_parsed():  # Grain asks them, even in a notebook
+                flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=workers)
             )

@@ -4,7 +4,7 @@ from typing import Literal
 
 import ml_collections
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from gamix_jax.data.sources import Source, Split, open_source
 from gamix_jax.errors import InputError
@@ -30,19 +30,20 @@ def fit_image(image: Image.Image, size: int, channels: int, crop: Crop) -> np.nd
 
     Raises:
       InputError: crop "celeba" of an image that is not 178 pixels wide and 218 high,
-        "celeba_hq" of one that is not square, or a mode that Pillow cannot convert.
+        "celeba_hq" of one that is not square.
     """
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     width, height = image.size
     if crop == "celeba" and (width, height) != CELEBA_SHAPE:
         raise InputError(
-            f'config.data.crop="celeba" is for the aligned images of 178x218 pixels, not {width}x{height}; '
-            'set config.data.crop="center".'
+            f'The crop "celeba" is for the aligned images of 178x218 pixels, not {width}x{height}; '
+            'take the crop "center".'
         )
     if crop == "celeba_hq" and width != height:
         raise InputError(
-            f'config.data.crop="celeba_hq" is for square images, not {width}x{height} pixels; '
-            'set config.data.crop="center".'
+            f'The crop "celeba_hq" is for square images, not {width}x{height} pixels; '
+            'take the crop "center".'
         )
     across = CELEBA_CROP if crop == "celeba" else min(width, height)
     across, down = (width, height) if crop == "none" else (across, across)
@@ -59,15 +60,10 @@ def _convert(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
         levels = np.asarray(image)
         levels = levels // 257 if image.mode != "I" or levels.max() > 255 else levels
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-    premultiplied = {"La": "LA", "RGBa": "RGBA"}
-    if image.mode in premultiplied:
-        image = image.convert(premultiplied[image.mode])
-    try:
-        return image.convert(mode)
-    except ValueError as error:
-        raise InputError(
-            f"Pillow cannot convert an image of mode {image.mode} to {mode}; save it as RGB."
-        ) from error
+    between = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
+    if image.mode in between:
+        image = image.convert(between[image.mode])
+    return image if image.mode == mode else image.convert(mode)
 
 
 class Images:
@@ -117,15 +113,12 @@ class Images:
         return None if labels is None else labels[self._indices].astype(np.int64)
 
     def describe(self, data: ml_collections.ConfigDict) -> str:
-        """How many images there are, what is done to each, and how they are read."""
+        """How many images there are, what is done to each, and whether they stay in memory."""
         count, *shape = self.shape
         mebibytes = np.prod(self.shape, dtype=np.int64) / 2**20
-        if self.in_memory:
-            how = f"kept in memory once read ({mebibytes:.1f} MiB)"
-        elif data.workers:
-            how = f"{mebibytes:,.0f} MiB, read anew by {data.workers} processes"
-        else:
-            how = f"{mebibytes:,.0f} MiB, read anew by {data.prefetch} threads"
+        how = f"kept in memory once read ({mebibytes:.1f} MiB)"
+        if not self.in_memory:
+            how = f"read anew each time ({mebibytes:,.0f} MiB)"
         return (
             f"{count:,} images of {data.source}, crop {data.crop!r}, resized ({FILTER}) to "
             f"{'x'.join(map(str, shape))}; {how}"

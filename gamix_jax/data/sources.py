@@ -133,7 +133,7 @@ class TfdsSource:
         self._image = tfds.features.FeaturesDict({"image": features["image"]})
         self._decoders = {"image": tfds.decode.SkipDecoding()}
         self._label = None
-        if isinstance(features.get("label"), tfds.features.ClassLabel):
+        if isinstance(dict(features).get("label"), tfds.features.ClassLabel):
             self._label = tfds.features.FeaturesDict({"label": features["label"]})
 
     def __len__(self) -> int:
