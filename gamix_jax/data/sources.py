@@ -206,7 +206,7 @@ def _open_array(path: Path, split: Split) -> tuple[ArraySource, bool]:
     """The arrays train_images, test_images, train_labels and test_labels of a .npz, or a .npy, which is mapped."""
     try:
         file = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy and zipfile each have their own
         raise InputError(
             f"{path} cannot be read as a .npz or .npy file ({error}); write it with "
             "numpy.savez or numpy.save."
