@@ -1,5 +1,7 @@
 """Where images come from. Each source gives Pillow images by index, with labels where it has them, and can be pickled."""
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -54,7 +56,7 @@ class ArraySource:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         if not self.in_memory:
-            self._images = np.load(self._images, mmap_mode="r")
+            self._images = np.lib.format.open_memmap(self._images, mode="r")
 
 
 class FolderSource:
@@ -205,42 +207,37 @@ def open_source(data: ml_collections.ConfigDict, split: Split) -> tuple[Source, 
 def _open_array(path: Path, split: Split) -> tuple[ArraySource, bool]:
     """The arrays train_images, test_images, train_labels and test_labels of a .npz, or a .npy, which is mapped."""
     try:
-        file = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy and zipfile each have their own
+        if zipfile.is_zipfile(path):
+            images, labels, whole = _read_npz(path, split)
+        else:
+            images = np.lib.format.open_memmap(path, mode="r")
+            labels, whole = None, True
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read as a .npz or .npy file ({error}); write it with "
             "numpy.savez or numpy.save."
         ) from error
-    if isinstance(file, np.ndarray):
-        images, labels, whole = file, None, True
-    else:
-        with file:
-            whole = "test_images" not in file
-            prefix = "train" if whole else split
-            if f"{prefix}_images" not in file:
-                raise InputError(
-                    f"{path} holds the arrays {', '.join(file)}, not {prefix}_images; "
-                    "name the images train_images and, if there are, test_images."
-                )
-            try:
-                images, labels = file[f"{prefix}_images"], file.get(f"{prefix}_labels")
-            except Exception as error:  # zip, zlib and numpy each have their own
-                raise InputError(
-                    f"{path} is damaged ({error}); write it again."
-                ) from error
-    channels = images.shape[3:]
-    if (
-        images.dtype != np.uint8
-        or images.ndim not in (3, 4)
-        or channels not in ((), (1,), (3,), (4,))
-    ):
+    of_images = images.dtype == np.uint8 and images.ndim in (3, 4)
+    if not of_images or images.shape[3:] not in ((), (1,), (3,), (4,)):
         raise InputError(
-            f"{path} holds images of {images.dtype} {list(images.shape)}; they must be uint8 "
-            "[N, H, W] or [N, H, W, 1, 3 or 4]."
+            f"{path} holds images of {images.dtype} {list(images.shape)}; they must be "
+            "uint8 [N, H, W] or [N, H, W, 1, 3 or 4]."
         )
     if labels is not None and labels.shape != images.shape[:1]:
         raise InputError(
-            f"{path} holds labels of shape {list(labels.shape)} for {len(images)} images; "
-            "give one label an image."
+            f"{path} holds labels of shape {list(labels.shape)} for {len(images)} "
+            "images; give one label an image."
         )
     return ArraySource(images, labels), whole
+
+
+def _read_npz(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        whole = "test_images" not in arrays
+        prefix = "train" if whole else split
+        if f"{prefix}_images" not in arrays:
+            raise InputError(
+                f"{path} holds the arrays {', '.join(arrays)}, not {prefix}_images; name "
+                "the images train_images and, if there are, test_images."
+            )
+        return arrays[f"{prefix}_images"], arrays.get(f"{prefix}_labels"), whole
