@@ -1,4 +1,4 @@
-"""Photos in a folder, a zip or a tar: their names in one order, their bytes, their splits and classes."""
+"""Photos in a folder, a zip or a tar: their names in one order, their content, their splits and classes."""
 
 import functools
 import io
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gamix_jax.errors import InputError
 
@@ -128,16 +128,22 @@ def decode_photo(content: bytes, name: object) -> Image.Image:
         image = Image.open(io.BytesIO(content))
         image.load()
     except Exception as error:  # damaged files make Pillow raise anything
+        unknown = isinstance(error, UnidentifiedImageError)
+        cause = "of no format that Pillow knows" if unknown else error
         raise InputError(
-            f"{name} is not a readable image ({error}); repair or remove it."
+            f"{name} is not a readable image ({cause}); repair or remove it."
         ) from error
     return image
 
 
-def divide(names: Sequence[str], where: object) -> dict[str, list[str]]:
-    """The names of each split: what lies in folders train and test, or else everything as "train".
+def divide(
+    names: Sequence[str], where: object
+) -> dict[str, list[tuple[str, str | None]]]:
+    """The photos of each split, those in folders train and test, or else all as "train", each with its class.
 
-    A folder that holds all else, as archives often have one, does not count.
+    The class is the folder that a photo lies in below its split's, None for one that
+    lies in none. A folder that holds all else, as archives often have one, does not
+    count.
 
     Raises:
       InputError: there is a folder test and none called train.
@@ -153,22 +159,20 @@ def divide(names: Sequence[str], where: object) -> dict[str, list[str]]:
             f"{where} has a folder test but no folder train; add one, or name a folder "
             "without either."
         )
-    if "train" not in tops:
-        return {"train": list(names)}
+    folders = {
+        split: f"{base}{split}/" for split in ("train", "test") if split in tops
+    } or {"train": base}
     return {
-        split: [name for name in names if name.startswith(f"{base}{split}/")]
-        for split in ("train", "test")
-        if split in tops
+        split: [
+            (name, name[len(folder) :].rpartition("/")[0].split("/")[0] or None)
+            for name in names
+            if name.startswith(folder)
+        ]
+        for split, folder in folders.items()
     }
 
 
-def classes(splits: dict[str, list[str]]) -> dict[str, list[str]] | None:
-    """The class of each photo of each split, which is the folder that it lies in below its split's; None without such folders."""
-    found = {}
-    for split, names in splits.items():
-        base = os.path.commonpath([os.path.dirname(name) for name in names])
-        parts = [os.path.relpath(name, base or ".").split("/") for name in names]
-        if any(len(part) == 1 for part in parts):
-            return None
-        found[split] = [part[0] for part in parts]
-    return found
+def class_names(splits: dict[str, list[tuple[str, str | None]]]) -> list[str]:
+    """The classes of what `divide` made, in alphabetical order; none unless every photo has one."""
+    names = {name for photos in splits.values() for _, name in photos}
+    return [] if None in names else sorted(names)

@@ -26,7 +26,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from gamix_jax.data import originals
 from gamix_jax.data.images import FILTER
-from gamix_jax.data.photos import classes, divide, open_photos
+from gamix_jax.data.photos import class_names, divide, open_photos
 from gamix_jax.errors import InputError
 
 # A file holds about this many bytes of PNG, but a set has about this many files or more,
@@ -72,22 +72,14 @@ def prepare_photos(
     """
     photos = open_photos(images)
     splits = divide(photos.names, images)
-    found = classes(splits)
     features = {"image": tfds.features.Image(shape=(size, size, 3))}
-    if found is None:
-        items = {
-            split: [(name, {}) for name in names] for split, names in splits.items()
-        }
-    else:
-        names = sorted(set().union(*found.values()))
+    names = class_names(splits)
+    if names:
         features["label"] = tfds.features.ClassLabel(names=names)
-        items = {
-            split: [
-                (name, {"label": label})
-                for name, label in zip(splits[split], found[split], strict=True)
-            ]
-            for split in splits
-        }
+    items = {
+        split: [(name, {"label": of} if names else {}) for name, of in found]
+        for split, found in splits.items()
+    }
     made = _Set(
         "photos",
         "1.0.0",

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from gamix_jax.data.photos import classes, decode_photo, divide, open_photos
+from gamix_jax.data.photos import class_names, decode_photo, divide, open_photos
 from gamix_jax.errors import InputError
 
 Split = Literal["train", "test"]
@@ -68,14 +68,12 @@ class FolderSource:
         self._root, self._photos = root, open_photos(root)
         splits = divide(self._photos.names, root)
         self.splits = tuple(splits)
-        self._names = splits.get(split, splits["train"])
-        found = classes(splits)
-        self._labels = None
-        if found is not None:
-            names = sorted(set().union(*found.values()))
-            place = {name: index for index, name in enumerate(names)}
-            of_split = found.get(split, found["train"])
-            self._labels = np.array([place[name] for name in of_split], np.int64)
+        found = splits.get(split, splits["train"])
+        self._names = [name for name, _ in found]
+        place = {name: index for index, name in enumerate(class_names(splits))}
+        self._labels = (
+            np.array([place[of] for _, of in found], np.int64) if place else None
+        )
 
     def __len__(self) -> int:
         return len(self._names)
