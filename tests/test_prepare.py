@@ -1,5 +1,6 @@
 """Sets made of photos and of published files: what is in them, that they are whole, resumed and the same every time."""
 
+import importlib.util
 import io
 import json
 import os
@@ -354,7 +355,9 @@ def test_a_pickle_that_would_run_is_refused(tmp_path):
     assert not ran.exists()
 
 
-def test_an_unprepared_set_says_what_to_fetch(tmp_path):
+def test_an_unprepared_set_says_what_to_fetch(tmp_path, monkeypatch):
+    """Before anything is downloaded, where TensorFlow is not installed."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name, sentence in {
         "celeb_a": r"img_align_celeba\.zip .*--mode=prepare --dataset=celeb_a ",
         "celeb_a_hq/256": r"data256x256\.tar .*--dataset=celeb_a_hq/256 ",

@@ -1,5 +1,6 @@
 """Batches by Grain, in an order that is a function of seed and position alone."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,24 +22,24 @@ def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
     Args:
       positions: int [n], at least 0.
       count: of images.
-      seed: of the order.
+      seed: of the order, in [0, 2**64).
 
     Returns:
       int64 [n], in [0, count).
     """
     epochs, places = np.divmod(positions, count)
-    seeds = {
-        epoch: int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-        for epoch in np.unique(epochs).tolist()
-    }
-    index = grain.experimental.index_shuffle
-    return np.array(
-        [
-            index(place, max_index=count - 1, seed=seeds[epoch], rounds=4)
-            for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)
-        ],
-        np.int64,
-    )
+    order = np.empty(len(positions), np.int64)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        order[here] = _permutation(count, seed, epoch)[places[here]]
+    return order
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Sorts raw bits of Philox, which NumPy keeps the same in every version, as it does not its own permutations."""
+    bits = np.random.Philox(key=(seed, epoch)).random_raw(count)
+    return np.argsort(bits, kind="stable")
 
 
 class TrainBatches(Iterator[Any]):
@@ -128,9 +129,9 @@ def train_batches(
         positions = np.arange(number * batch_size, (number + 1) * batch_size)[block]
         batch = images.read(shuffled(positions, count, seed))
         if flip:
-            random = np.random.default_rng((seed, number)).random(batch_size)
-            mirrored = random[block] < 0.5
-            batch = np.where(mirrored[:, None, None, None], batch[:, :, ::-1], batch)
+            bits = np.random.PCG64((seed, number)).random_raw(batch_size)[block]
+            mirrored = bits >> 63 == 1
+            batch[mirrored] = batch[mirrored, :, ::-1]
         return batch
 
     workers = choose_workers(images, workers)
