@@ -78,6 +78,15 @@ def test_folder_reads(tmp_path, suffix):
     np.testing.assert_allclose(open_images(config, "train")[0], 100, atol=1)  # lossy
 
 
+def test_folder_follows_links(tmp_path):
+    photo(tmp_path / "elsewhere/a.png")
+    (tmp_path / "photos").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "photos" / split).symlink_to(tmp_path / "elsewhere")
+    config = data_config(source="folder", dir=str(tmp_path / "photos"))
+    assert [len(open_images(config, split)) for split in ("train", "test")] == [1, 1]
+
+
 def test_folder_leaves_hidden_files_out(tmp_path):
     photo(tmp_path / "b.png")
     for name in ("._a.png", ".cache/a.png", "__MACOSX/a.png"):

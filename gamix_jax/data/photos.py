@@ -1,6 +1,5 @@
 """Photos in a folder, a zip or a tar: their names in one order, their content, their splits and classes."""
 
-import functools
 import io
 import os
 import tarfile
@@ -38,7 +37,7 @@ class FolderPhotos:
         self._root = str(root)
         paths = (
             os.path.relpath(os.path.join(folder, file), self._root)
-            for folder, _, files in os.walk(self._root)
+            for folder, _, files in os.walk(self._root, followlinks=True)
             for file in files
         )
         self.names = sorted(
@@ -53,16 +52,15 @@ class ZipPhotos:
     """The photos in a zip."""
 
     def __init__(self, path: Path):
-        self._path = str(path)
-        self.names = sorted(filter(is_photo, _open_zip(self._path).namelist()))
+        self._path, self._archive = path, zipfile.ZipFile(path)
+        self.names = sorted(filter(is_photo, self._archive.namelist()))
 
     def read(self, name: str) -> bytes:
-        return _open_zip(self._path).read(name)
+        return self._archive.read(name)
 
-
-@functools.lru_cache(maxsize=4)
-def _open_zip(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)  # reading its index takes a second per 100,000 files
+    def __reduce__(self) -> tuple:
+        """An open file cannot be pickled."""
+        return ZipPhotos, (self._path,)
 
 
 class TarPhotos:
