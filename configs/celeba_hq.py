@@ -19,6 +19,7 @@ def get_config(variant: str = ""):
     config.data.name = "celeb_a_hq/256"
     config.data.train_split = "train[:80%]"
     config.data.test_split = "train[80%:]"
+    config.data.crop = "celeba_hq"
     config.data.size = 256
     config.data.channels = 3
     config.data.flip = True

@@ -2,7 +2,10 @@
 
     python -m gamix_jax.main --config=configs/mnist.py --workdir=runs/mnist
 
-Cost: `--mode=describe` counts it; not yet trained to the end here.
+The set is TFDS's, in --config.data.dir or its default place; docs/data.md says how to
+make it of the files as given out, without TensorFlow.
+
+Cost: `--mode=describe` counts it; trained for a few steps only here, on real images.
 """
 
 from gamix_jax.config import default_config

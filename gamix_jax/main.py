@@ -68,12 +68,15 @@ def main(argv: list[str]) -> None:
 
 def _prepare() -> None:
     """Checks the flags of this mode and dispatches."""
+    for name in ("config", "workdir"):
+        if flags.FLAGS[name].present:
+            raise InputError(f"--{name} is not for --mode=prepare.")
     if not IMAGES.value or not OUT.value:
         raise InputError("--mode=prepare needs --images=DIR and --out=DIR.")
     if (SIZE.value is None) == (DATASET.value is None):
         raise InputError(
             "--mode=prepare needs either --size=N, for photos, or --dataset=NAME, for the "
-            "files of a published set."
+            "files of a published set, and not both."
         )
     if DATASET.value is not None and flags.FLAGS["crop"].present:
         raise InputError("--crop is for photos; a --dataset is stored as it is.")

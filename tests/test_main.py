@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from raw_files import write_mnist
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +39,36 @@ def test_digits_trains_and_leaves_pictures(tmp_path):
         "samples_00000002.png",
     ]
     assert (tmp_path / "checkpoints/2").is_dir()
+
+
+def test_a_published_set_is_prepared_and_trained_on(tmp_path):
+    """Drawn images in MNIST's files, and configs/mnist.py with a small network."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+    split = (images, np.arange(40) % 10)
+    write_mnist(tmp_path / "raw", {"train": split, "test": split})
+    result = gamix(
+        "--mode=prepare",
+        "--dataset=mnist",
+        f"--images={tmp_path / 'raw'}",
+        f"--out={tmp_path / 'tfds'}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "40 train, 40 test" in result.stdout
+    result = gamix(
+        "--config=configs/mnist.py",
+        f"--config.data.dir={tmp_path / 'tfds'}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.train.steps=2",
+        "--config.train.batch_size=16",
+        "--config.model.widths=(8,)",
+        "--config.discriminator.widths=(8,)",
+        "--config.discriminator.strides=(2,)",
+        "--config.data.memory_gib=0",
+        "--config.data.workers=1",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "train: read by 1 processes" in result.stdout
+    assert (tmp_path / "run/figures/samples_00000002.png").is_file()
 
 
 def test_describe_counts_the_author_s_parameters():
@@ -93,11 +125,45 @@ def test_describe_counts_the_author_s_parameters():
         (["--workdir=unmade"], "--config=FILE is required"),
         (
             ["--config=configs/digits.py", "--workdir=unmade", "--mode=dance"],
-            "train|describe",
+            "train|describe|prepare",
         ),
         (
             ["--config=configs/digits.py", "--workdir=unmade", "extra"],
             "unknown argument 'extra'",
+        ),
+        (["--mode=prepare", "--images=x", "--size=8"], "--images=DIR and --out=DIR"),
+        (["--mode=prepare", "--images=x", "--out=unmade"], "either --size=N"),
+        (
+            ["--mode=prepare", "--images=x", "--out=unmade", "--size=8"],
+            "x does not exist",
+        ),
+        (
+            ["--mode=prepare", "--images=x", "--out=unmade", "--size=0"],
+            "0 is not a positive integer",
+        ),
+        (
+            [
+                "--mode=prepare",
+                "--images=x",
+                "--out=unmade",
+                "--dataset=mnist",
+                "--crop=none",
+            ],
+            "--crop is for photos",
+        ),
+        (
+            [
+                "--mode=prepare",
+                "--images=x",
+                "--out=unmade",
+                "--size=8",
+                "--workdir=unmade",
+            ],
+            "--workdir is not for --mode=prepare",
+        ),
+        (
+            ["--config=configs/digits.py", "--workdir=unmade", "--size=8"],
+            "--size is for --mode=prepare",
         ),
     ],
 )
