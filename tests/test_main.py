@@ -63,6 +63,7 @@ def test_a_published_set_is_prepared_and_trained_on(tmp_path):
         "--config.model.widths=(8,)",
         "--config.discriminator.widths=(8,)",
         "--config.discriminator.strides=(2,)",
+        "--config.adversarial.loss=none",
         "--config.data.memory_gib=0",
         "--config.data.workers=1",
     )

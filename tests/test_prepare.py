@@ -4,6 +4,9 @@ import importlib.util
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -172,6 +175,33 @@ def test_a_dead_process_does_not_hang(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_example", die)
     with pytest.raises(InputError, match="has died"):
         prepare.prepare_photos(photos / "test", tmp_path / "out", 8, "center", QUIET)
+
+
+def test_a_killed_run_leaves_no_process_and_goes_on(photos, tmp_path):
+    """Killed as it begins its first file; its processes hold the pipe that is read here until they end."""
+    script = f"""
+import os, pathlib, signal, sys
+sys.path[:0] = {sys.path!r}
+from gamix_jax.data import prepare
+from test_prepare import QUIET
+
+def killed(features, path, examples):
+    next(examples)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    prepare._write_shard = killed
+    paths = (pathlib.Path(path) for path in {(str(photos), str(tmp_path / "out"))!r})
+    prepare.prepare_photos(*paths, 8, "center", QUIET)
+"""
+    (tmp_path / "run.py").write_text(script)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "run.py"], stdout=subprocess.PIPE, timeout=60
+    )
+    assert result.returncode == -signal.SIGKILL
+    prepare.prepare_photos(photos, tmp_path / "out", 8, "center", QUIET)
+    prepare.prepare_photos(photos, tmp_path / "whole", 8, "center", QUIET)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_the_same_faces_by_every_source(tmp_path):

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,13 @@ _read = None  # in a process of the pool: what it reads with
 def _initialize(read: Callable[[Any], dict[str, Any]]) -> None:
     global _read
     _read = read
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process of the pool would wait for work forever when the one that gives it is killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _example(item: Any) -> dict[str, Any] | str:
