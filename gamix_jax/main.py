@@ -1,5 +1,6 @@
 """Command line: `python -m gamix_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=train|describe|prepare] [--config.KEY=VALUE]`."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -64,6 +65,11 @@ def main(argv: list[str]) -> None:
             train(CONFIG.value, Path(WORKDIR.value))
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(
+            "Interrupted; the same command goes on from what is saved.", file=sys.stderr
+        )
+        sys.exit(128 + signal.SIGINT)
 
 
 def _prepare() -> None:
@@ -80,6 +86,12 @@ def _prepare() -> None:
         )
     if DATASET.value is not None and flags.FLAGS["crop"].present:
         raise InputError("--crop is for photos; a --dataset is stored as it is.")
+    for name in ("images", "out"):
+        if "://" in flags.FLAGS[name].value:
+            raise InputError(
+                f"--{name}={flags.FLAGS[name].value} is no path of this machine; prepare "
+                "here, and copy the folder there."
+            )
     from rich.console import Console
 
     from gamix_jax.data import prepare

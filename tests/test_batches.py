@@ -1,10 +1,13 @@
 """The order of the batches, by any number of processes and workers; position; transfer; what happens to a dead worker."""
 
+import io
 import itertools
 import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter, deque
 
@@ -12,13 +15,15 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import data_config
+from rich.console import Console
+from test_data import data_config, photo
 
 from gamix_jax.data import (
     Images,
     choose_workers,
     evaluation_batches,
     open_images,
+    prepare,
     train_batches,
 )
 from gamix_jax.data.batches import shuffled
@@ -69,12 +74,15 @@ def test_every_image_once_an_epoch_and_another_order_each_time():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_take_blocks_of_the_same_global_batches(count):
-    whole = take(train_batches(numbered(), 8, seed=3, flip=False), 10)
+    """Flips too."""
+    whole = train_batches(numbered(), 8, seed=3, flip=True)
     shares = [
-        take(train_batches(numbered(), 8, 3, False, process, count), 10)
+        train_batches(numbered(), 8, 3, True, process, count)
         for process in range(count)
     ]
-    assert [sum(blocks, []) for blocks in zip(*shares, strict=True)] == whole
+    for _ in range(10):
+        blocks = np.concatenate([next(share) for share in shares])
+        np.testing.assert_array_equal(blocks, next(whole))
 
 
 def test_position_goes_on_where_it_was():
@@ -152,6 +160,26 @@ def test_a_dead_worker_ends_the_run(tmp_path):
         deque(itertools.islice(batches, 100))  # more than is read ahead
 
 
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    """They hold the pipe that is read here until they end."""
+    script = f"""
+import os, pathlib, signal, sys
+sys.path[:0] = {sys.path!r}
+from test_batches import on_disk, train_batches
+
+if __name__ == "__main__":
+    batches = train_batches(on_disk(pathlib.Path({str(tmp_path)!r})), 2, 0, False, workers=2)
+    for _ in range(20):
+        next(batches)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "run.py").write_text(script)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "run.py"], stdout=subprocess.PIPE, timeout=40
+    )
+    assert result.returncode == -signal.SIGKILL
+
+
 def test_a_worker_names_what_it_cannot_read(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     config = data_config(
@@ -160,6 +188,26 @@ def test_a_worker_names_what_it_cannot_read(tmp_path):
     batches = train_batches(open_images(config, "train"), 8, 0, False, workers=1)
     with pytest.raises(InputError, match=r"bad\.png is not a readable image"):
         next(batches)
+
+
+@pytest.mark.parametrize("source", ["folder", "tfds"])
+def test_workers_open_the_source_for_themselves(tmp_path, source):
+    for i in range(5):
+        photo(tmp_path / f"photos/{i}.png", seed=i)
+    if source == "tfds":
+        console = Console(file=io.StringIO())
+        prepare.prepare_photos(
+            tmp_path / "photos", tmp_path / "set", 4, "center", console
+        )
+    folder = tmp_path / ("photos" if source == "folder" else "set")
+    config = {"source": source, "dir": str(folder), "size": 4, "memory_gib": 0.0}
+    config |= {"test_fraction": 0.0, "test_split": ""}
+    images = open_images(data_config(**config), "train")
+    batches = [train_batches(images, 2, 0, True, workers=count) for count in (0, 1)]
+    for _ in range(6):
+        np.testing.assert_array_equal(*(next(each) for each in batches))
+    for each in batches:
+        each.close()
 
 
 def test_small_sets_are_read_without_workers(tmp_path):

@@ -1,7 +1,8 @@
 """Batches by Grain, in an order that is a function of seed and position alone."""
 
 import functools
-import os
+import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from gamix_jax.data.images import Images
+from gamix_jax.data.images import Images, permutation
+from gamix_jax.data.processes import core_count, end_with_parent
 from gamix_jax.errors import InputError
 
 # Batches kept on the devices ahead of the step that takes them.
@@ -30,16 +32,18 @@ def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
     epochs, places = np.divmod(positions, count)
     order = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs).tolist():
-        here = epochs == epoch
-        order[here] = _permutation(count, seed, epoch)[places[here]]
+        with _order_lock:
+            of_epoch = _epoch_order(count, seed, epoch)
+        order[epochs == epoch] = of_epoch[places[epochs == epoch]]
     return order
 
 
+_order_lock = threading.Lock()  # many threads come to a new epoch at once
+
+
 @functools.lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Sorts raw bits of Philox, which NumPy keeps the same in every version, as it does not its own permutations."""
-    bits = np.random.Philox(key=(seed, epoch)).random_raw(count)
-    return np.argsort(bits, kind="stable")
+def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return permutation(count, seed, epoch)
 
 
 class TrainBatches(Iterator[Any]):
@@ -57,9 +61,10 @@ class TrainBatches(Iterator[Any]):
         except RuntimeError as error:
             if "Worker process" not in str(error):
                 raise
+            code = re.search(r"exit code -?\d+", str(error))
             raise InputError(
-                f"A process that reads the data has died ({error}): killed for memory, "
-                "perhaps; start again with a lower config.data.workers."
+                f"A process that reads the data has died ({code[0] if code else error}), "
+                "killed for memory perhaps; start again with a lower config.data.workers."
             ) from error
         self._position += 1
         return batch
@@ -84,7 +89,7 @@ def choose_workers(images: Images, workers: int) -> int:
     """How many processes read: none for a set in memory, where they cost more than they give; else as asked, and for -1 half as many as there are cores, at most 8."""
     if images.in_memory:
         return 0
-    return workers if workers >= 0 else max(1, min(8, (os.cpu_count() or 1) // 2))
+    return workers if workers >= 0 else max(1, min(8, core_count() // 2))
 
 
 def train_batches(
@@ -146,7 +151,7 @@ def train_batches(
             if not flags.FLAGS.is_parsed():  # Grain asks them, even in a notebook
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers)
+                grain.MultiprocessingOptions(num_workers=workers), end_with_parent
             )
         return iter(
             grain.experimental.ThreadPrefetchIterDataset(

@@ -4,7 +4,7 @@ from typing import Literal
 
 import ml_collections
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from gamix_jax.data.sources import Source, Split, open_source
 from gamix_jax.errors import InputError
@@ -12,6 +12,12 @@ from gamix_jax.errors import InputError
 Crop = Literal["center", "celeba", "celeba_hq", "none"]
 CELEBA_SHAPE, CELEBA_CROP = (178, 218), 148
 FILTER = "bicubic, antialiased"
+
+
+def permutation(count: int, seed: int, stream: int) -> np.ndarray:
+    """A random order, int64 [count], by raw bits of Philox: NumPy keeps these the same in every version, as it does not its own permutations."""
+    bits = np.random.Philox(key=(seed, stream)).random_raw(count)
+    return np.argsort(bits, kind="stable")
 
 
 def fit_image(image: Image.Image, size: int, channels: int, crop: Crop) -> np.ndarray:
@@ -32,8 +38,7 @@ def fit_image(image: Image.Image, size: int, channels: int, crop: Crop) -> np.nd
       InputError: crop "celeba" of an image that is not 178 pixels wide and 218 high,
         "celeba_hq" of one that is not square.
     """
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = _turn_upright(image)
     width, height = image.size
     if crop == "celeba" and (width, height) != CELEBA_SHAPE:
         raise InputError(
@@ -48,21 +53,42 @@ def fit_image(image: Image.Image, size: int, channels: int, crop: Crop) -> np.nd
     across = CELEBA_CROP if crop == "celeba" else min(width, height)
     across, down = (width, height) if crop == "none" else (across, across)
     left, top = (width - across) // 2, (height - down) // 2
-    image = _convert(image, "L" if channels == 1 else "RGB")
     box = (left, top, left + across, top + down)
+    image = _convert(image)
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    # Grey is taken last: so it is the same of an image that was resized before, in RGB.
+    image = image.convert("L" if channels == 1 else "RGB")
     return np.asarray(image).reshape(size, size, channels)
 
 
-def _convert(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
-    """Converts by way of the modes that Pillow can; 16 bits are scaled, where Pillow would clip them."""
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Follows the EXIF orientation, if there is one that can be read."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF makes Pillow raise anything, and harms no pixel
+        return image
+    method = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    """To L or RGB, by way of the modes that Pillow can; 16 bits are scaled, where Pillow would clip them."""
     if image.mode.startswith("I"):  # "I" is what some formats make of 16 bits
         levels = np.asarray(image)
         levels = levels // 257 if image.mode != "I" or levels.max() > 255 else levels
-        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-    between = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
+        return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+    between = {"La": "LA", "RGBa": "RGBA"}
     if image.mode in between:
         image = image.convert(between[image.mode])
+    mode = "L" if image.mode in ("1", "L", "LA", "F") else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -79,10 +105,14 @@ class Images:
         self._source, self._indices = source, indices
         self._fit = (data.size, data.channels, data.crop)
         self.shape = (len(indices), data.size, data.size, data.channels)
-        fits = np.prod(self.shape, dtype=np.int64) <= data.memory_gib * 2**30
-        self.in_memory = bool(fits or source.in_memory)
-        self._kept = np.zeros(len(indices), bool) if fits else None
-        self._pixels = np.empty(self.shape if fits else 0, np.uint8)
+        self.kept = bool(self._bytes <= data.memory_gib * 2**30)
+        self.in_memory = self.kept or source.in_memory
+        self._read = np.zeros(len(indices), bool)
+        self._pixels = np.empty(self.shape if self.kept else 0, np.uint8)
+
+    @property
+    def _bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -97,15 +127,20 @@ class Images:
         Raises:
           InputError: names an image that cannot be read or does not fit.
         """
-        if self._kept is None:
+        if not self.kept:
             return np.stack([self._open(index) for index in indices])
-        for index in indices[~self._kept[indices]]:
+        for index in np.unique(indices[~self._read[indices]]):
             self._pixels[index] = self._open(index)
-            self._kept[index] = True  # after its pixels: another thread may look
+            self._read[index] = True  # after its pixels: another thread may look
         return self._pixels[indices]
 
     def _open(self, index: int) -> np.ndarray:
-        return fit_image(self._source[int(self._indices[index])], *self._fit)
+        place = int(self._indices[index])
+        image = self._source[place]
+        try:
+            return fit_image(image, *self._fit)
+        except InputError as error:
+            raise InputError(f"{self._source.where(place)}: {error}") from error
 
     def labels(self) -> np.ndarray | None:
         """Int64 [len], where the source has labels; else None."""
@@ -115,13 +150,10 @@ class Images:
     def describe(self, data: ml_collections.ConfigDict) -> str:
         """How many images there are, what is done to each, and whether they stay in memory."""
         count, *shape = self.shape
-        mebibytes = np.prod(self.shape, dtype=np.int64) / 2**20
-        how = f"kept in memory once read ({mebibytes:.1f} MiB)"
-        if not self.in_memory:
-            how = f"read anew each time ({mebibytes:,.0f} MiB)"
+        how = "kept in memory once read" if self.kept else "read anew each time"
         return (
             f"{count:,} images of {data.source}, crop {data.crop!r}, resized ({FILTER}) to "
-            f"{'x'.join(map(str, shape))}; {how}"
+            f"{'x'.join(map(str, shape))}; {how} ({self._bytes / 2**20:,.1f} MiB)"
         )
 
 
@@ -139,7 +171,7 @@ def open_images(data: ml_collections.ConfigDict, split: Split) -> Images:
     source, undivided = open_source(data, split)
     indices = np.arange(len(source))
     if undivided:
-        shuffled = np.random.default_rng(0).permutation(len(source))
+        shuffled = permutation(len(source), 0, 0)
         test_count = round(data.test_fraction * len(source))
         indices = np.sort(
             shuffled[:test_count] if split == "test" else shuffled[test_count:]

@@ -3,9 +3,11 @@
 import dataclasses
 import gzip
 import io
+import os
 import pickle
 import struct
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ class PhotoExample:
     photos: Photos
     size: int | tuple[int, int]  # pixels, one side of a square or (width, height)
     crop: str | None = None  # of `fit_image`; None refuses another size
-    keep: bool = False  # files that have the size already
+    keep: bool = False  # files that have the size already; refuses smaller ones
 
     def __call__(self, item: tuple[str, dict[str, Any]]) -> dict[str, Any]:
         """The example of (name, other features).
@@ -53,14 +55,21 @@ class PhotoExample:
             raise InputError(f"{name} cannot be read ({error}).") from error
         image = decode_photo(content, name)
         shape = (self.size, self.size) if isinstance(self.size, int) else self.size
-        as_is = self.keep and image.mode == "RGB" and image.size == shape
-        if not as_is and self.crop is None:
+        if self.keep and image.mode == "RGB" and image.size == shape:
+            return {"image": content, **features}
+        if self.crop is None or (self.keep and min(image.size) < self.size):
             raise InputError(
                 f"{name} is {image.mode} {image.size}, not RGB {shape}; fetch it again."
             )
-        if not as_is:
-            content = png(fit_image(image, self.size, 3, self.crop))
-        return {"image": content, **features}
+        try:
+            return {"image": png(fit_image(image, self.size, 3, self.crop)), **features}
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+    def identity(self, item: tuple[str, dict[str, Any]]) -> bytes:
+        """What a change of the item would change."""
+        name, features = item
+        return os.fsencode(f"{name} {self.photos.size(name)} {features}")
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -77,6 +86,10 @@ class ArrayExample:
 
     def __call__(self, item: tuple[np.ndarray, dict[str, Any]]) -> dict[str, Any]:
         return {"image": png(item[0]), **item[1]}
+
+    def identity(self, item: tuple[np.ndarray, dict[str, Any]]) -> bytes:
+        """What a change of the item would change."""
+        return item[0].tobytes() + repr(item[1]).encode()
 
 
 Splits = dict[str, Sequence[Any]]
@@ -126,8 +139,14 @@ def celeb_a(directory: Path) -> tuple[Splits, PhotoExample]:
 
 def celeb_a_hq(directory: Path, size: int) -> tuple[Splits, PhotoExample]:
     """CelebA-HQ (Karras et al. 2018): square images in a folder or a tar; those of another size are resized."""
+    tars = sorted(directory.glob("data*x*.tar"))
     tar = directory / f"data{size}x{size}.tar"
-    photos = open_photos(tar if tar.is_file() else directory)
+    if tars and tar not in tars:
+        raise InputError(
+            f"{directory} holds {tars[0].name}, not {tar.name}; take --dataset=celeb_a_hq/"
+            f"{tars[0].stem.split('x')[-1]}, or put {tar.name} there."
+        )
+    photos = open_photos(tar if tars else directory)
     items = [(name, {"image/filename": name}) for name in photos.names]
     return {"train": items}, PhotoExample(photos, size, "celeb_a_hq", keep=True)
 
@@ -154,7 +173,8 @@ def cifar10(directory: Path) -> tuple[Splits, ArrayExample, list[str]]:
     """CIFAR-10 (Krizhevsky 2009): cifar-10-python.tar.gz; and the names of its classes."""
     path = _first(directory, "cifar-10-python.tar.gz")
     try:
-        with tarfile.open(path) as archive:
+        content = gzip.decompress(path.read_bytes())  # checks its sum, tarfile does not
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             files = {
                 member.name.split("/")[-1]: _DataUnpickler(
                     archive.extractfile(member), encoding="bytes"
@@ -163,29 +183,24 @@ def cifar10(directory: Path) -> tuple[Splits, ArrayExample, list[str]]:
                 if member.isfile() and not member.name.endswith(".html")
             }
         splits: Splits = {}
-        for split in ("train", "test"):
-            start = "data_batch_" if split == "train" else "test_batch"
-            batches = [files[name] for name in sorted(files) if name.startswith(start)]
-            images = np.concatenate([batch[b"data"] for batch in batches])
+        parts = {
+            "train": [f"data_batch_{i}" for i in range(1, 6)],
+            "test": ["test_batch"],
+        }
+        for split, names in parts.items():
+            images = np.concatenate([files[name][b"data"] for name in names])
             images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            labels = [label for batch in batches for label in batch[b"labels"]]
+            labels = [label for name in names for label in files[name][b"labels"]]
             splits[split] = [
                 (image, {"label": label, "id": f"{split}_{index:05d}"})
                 for index, (image, label) in enumerate(zip(images, labels, strict=True))
             ]
-        names = [name.decode() for name in files["batches.meta"][b"label_names"]]
-    except (
-        tarfile.TarError,
-        pickle.UnpicklingError,
-        OSError,
-        EOFError,
-        KeyError,
-        ValueError,
-    ) as error:
+        classes = [name.decode() for name in files["batches.meta"][b"label_names"]]
+    except Exception as error:  # a damaged pickle raises anything
         raise InputError(
-            f"{path} is not the CIFAR-10 of python ({error!r}); fetch it again."
+            f"{path} is not CIFAR-10 for Python, or damaged ({error!r}); fetch it again."
         ) from error
-    return splits, ArrayExample(), names
+    return splits, ArrayExample(), classes
 
 
 class _DataUnpickler(pickle.Unpickler):
@@ -208,15 +223,19 @@ def _first(directory: Path, *names: str) -> Path:
 
 def _table(path: Path, header: bool) -> tuple[list[str], dict[str, np.ndarray]]:
     """CelebA's lists: with `header` a count and headings come first; then a name and integers each line."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    headings = lines[1].split() if header and len(lines) > 1 else ["Identity_No"]
-    rows = (line.split() for line in lines[2 if header else 0 :] if line.strip())
     try:
-        return headings, {row[0]: np.array(row[1:], np.int64) for row in rows}
-    except ValueError as error:
+        lines = path.read_text().splitlines()
+        headings = lines[1].split() if header else ["Identity_No"]
+        rows = [line.split() for line in lines[2 if header else 0 :] if line.strip()]
+        table = {row[0]: np.array(row[1:], np.int64) for row in rows}
+        short = [name for name, row in table.items() if len(row) != len(headings)]
+        if short:
+            raise ValueError(f"{short[0]} has not {len(headings)} values")
+    except (OSError, ValueError, IndexError) as error:
         raise InputError(
-            f"{path} is not CelebA's list ({error}); fetch it again."
+            f"{path} is not CelebA's list, or damaged ({error}); fetch it again."
         ) from error
+    return headings, table
 
 
 def _idx(directory: Path, stem: str, rank: int) -> np.ndarray:
@@ -229,7 +248,7 @@ def _idx(directory: Path, stem: str, rank: int) -> np.ndarray:
         if magic != 0x800 + rank:
             raise ValueError(f"it begins with {magic:#x}, not {0x800 + rank:#x}")
         return np.frombuffer(content, np.uint8, offset=4 * (rank + 1)).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise InputError(
             f"{path} is not a whole idx file ({error}); fetch it again."
         ) from error

@@ -4,7 +4,7 @@ import io
 import os
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 def is_photo(name: str) -> bool:
     """Whether a relative path is that of a JPEG, PNG or WebP file, and no hidden one, nor a Mac's shadow of one."""
-    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    parts = name.removeprefix("./").split("/")
+    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
     return name.lower().endswith(SUFFIXES) and not hidden
 
 
@@ -29,23 +30,40 @@ class Photos(Protocol):
     def read(self, name: str) -> bytes:
         """The file's content."""
 
+    def size(self, name: str) -> int:
+        """Of the file, bytes."""
+
 
 class FolderPhotos:
-    """The photos anywhere below a folder."""
+    """The photos anywhere below a folder; links are followed."""
 
     def __init__(self, root: Path):
         self._root = str(root)
-        paths = (
-            os.path.relpath(os.path.join(folder, file), self._root)
-            for folder, _, files in os.walk(self._root, followlinks=True)
-            for file in files
-        )
+        paths = (os.path.relpath(path, self._root) for path in _files(self._root, ()))
         self.names = sorted(
             name for path in paths if is_photo(name := path.replace(os.sep, "/"))
         )
 
     def read(self, name: str) -> bytes:
         return Path(self._root, name).read_bytes()
+
+    def size(self, name: str) -> int:
+        return os.path.getsize(os.path.join(self._root, name))
+
+
+def _files(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """All files below, but for those below a link to one of the folders above it."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _files(entry.path, (*above, real))
+            elif (
+                entry.is_file() or entry.is_symlink()
+            ):  # a dead link is found when read
+                yield entry.path
 
 
 class ZipPhotos:
@@ -58,6 +76,9 @@ class ZipPhotos:
     def read(self, name: str) -> bytes:
         return self._archive.read(name)
 
+    def size(self, name: str) -> int:
+        return self._archive.getinfo(name).file_size
+
     def __reduce__(self) -> tuple:
         """An open file cannot be pickled."""
         return ZipPhotos, (self._path,)
@@ -68,12 +89,19 @@ class TarPhotos:
 
     def __init__(self, path: Path):
         self._path = str(path)
+        self._places: dict[str, tuple[int, int]] = {}
         with tarfile.open(path, "r:") as archive:
-            self._places = {
-                member.name.removeprefix("./"): (member.offset_data, member.size)
-                for member in archive
-                if member.isfile()
-            }
+            for member in archive:
+                if member.isfile():
+                    self._places[member.name] = (member.offset_data, member.size)
+                elif member.islnk():  # a second name
+                    self._places[member.name] = self._places[member.linkname]
+        with open(
+            path, "rb"
+        ) as file:  # tarfile takes one that is cut off for a whole one
+            file.seek(-min(1024, os.path.getsize(path)), os.SEEK_END)
+            if file.read() != bytes(1024):
+                raise tarfile.ReadError("its end is missing")
         self.names = sorted(filter(is_photo, self._places))
 
     def read(self, name: str) -> bytes:
@@ -81,6 +109,9 @@ class TarPhotos:
         with open(self._path, "rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def size(self, name: str) -> int:
+        return self._places[name][1]
 
 
 def open_photos(path: Path) -> Photos:
@@ -107,7 +138,7 @@ def open_photos(path: Path) -> Photos:
     except (tarfile.TarError, zipfile.BadZipFile, OSError) as error:
         raise InputError(
             f"{path} cannot be read as a folder, a zip or a tar of images ({error}); "
-            "unpack a compressed tar, and fetch a damaged file again."
+            "fetch it again if it is damaged, unpack it if it is a compressed tar."
         ) from error
     if not photos.names:
         raise InputError(
@@ -134,17 +165,21 @@ def decode_photo(content: bytes, name: object) -> Image.Image:
     return image
 
 
+# Folders by these names are splits, where one of them is called train.
+SPLITS = ("train", "test", "val", "valid", "validation")
+
+
 def divide(
     names: Sequence[str], where: object
 ) -> dict[str, list[tuple[str, str | None]]]:
-    """The photos of each split, those in folders train and test, or else all as "train", each with its class.
+    """The photos of each split, which are the folders called as in SPLITS, or else all as "train"; each with its class.
 
     The class is the folder that a photo lies in below its split's, None for one that
     lies in none. A folder that holds all else, as archives often have one, does not
-    count.
+    count; nor are folders splits that have others beside them.
 
     Raises:
-      InputError: there is a folder test and none called train.
+      InputError: there are a folder test and others of SPLITS, but none called train.
     """
     base = ""
     while True:
@@ -152,14 +187,15 @@ def divide(
         if len(tops) > 1 or tops & {"train", "test"} or base + min(tops) in names:
             break
         base += min(tops) + "/"
-    if "test" in tops and "train" not in tops:
+    divided = tops <= set(SPLITS)
+    if divided and "test" in tops and "train" not in tops:
         raise InputError(
             f"{where} has a folder test but no folder train; add one, or name a folder "
             "without either."
         )
-    folders = {
-        split: f"{base}{split}/" for split in ("train", "test") if split in tops
-    } or {"train": base}
+    folders = {"train": base}
+    if divided and "train" in tops:
+        folders = {split: f"{base}{split}/" for split in SPLITS if split in tops}
     return {
         split: [
             (name, name[len(folder) :].rpartition("/")[0].split("/")[0] or None)

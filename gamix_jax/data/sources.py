@@ -1,5 +1,6 @@
 """Where images come from. Each source gives Pillow images by index, with labels where it has them, and can be pickled."""
 
+import functools
 import zipfile
 import zlib
 from pathlib import Path
@@ -25,7 +26,10 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Image.Image: ...
 
     def labels(self) -> np.ndarray | None:
-        """Int64 [len], or None where there are none."""
+        """Integers [len], or None where there are none."""
+
+    def where(self, index: int) -> str:
+        """What a message calls the image."""
 
 
 class ArraySource:
@@ -46,6 +50,9 @@ class ArraySource:
 
     def labels(self) -> np.ndarray | None:
         return self._labels
+
+    def where(self, index: int) -> str:
+        return f"Image {index} of the array"
 
     def __getstate__(self) -> dict:
         """A mapped file is opened anew where this is unpickled: it would travel whole."""
@@ -79,18 +86,20 @@ class FolderSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        path = self._root / self._names[index]
         try:
             content = self._photos.read(self._names[index])
         except OSError as error:
             raise InputError(
-                f"{path} cannot be read ({error.strerror}); give it back, or leave it "
-                "out from the start."
+                f"{self.where(index)} cannot be read ({error.strerror}); give it back, or "
+                "leave it out from the start."
             ) from error
-        return decode_photo(content, path)
+        return decode_photo(content, self.where(index))
 
     def labels(self) -> np.ndarray | None:
         return self._labels
+
+    def where(self, index: int) -> str:
+        return str(self._root / self._names[index])
 
 
 class TfdsSource:
@@ -112,6 +121,7 @@ class TfdsSource:
                 split=split,
                 deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
             )
+            len(self._records)  # raises where a slice ends before it begins
         except NotImplementedError as error:
             raise InputError(
                 f"The TFDS data set in {builder.data_path} is stored as "
@@ -140,7 +150,6 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Image.Image:
-        record = f"Record {index} of the TFDS data set {self._name!r}"
         try:
             example = self._image.deserialize_example_np(
                 self._records[index], decoders=self._decoders
@@ -148,9 +157,12 @@ class TfdsSource:
         except Exception as error:  # array_record and protobuf raise what they please
             cause = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{record} cannot be read ({cause}); prepare the set again."
+                f"{self.where(index)} cannot be read ({cause}); prepare the set again."
             ) from error
-        return decode_photo(example["image"], record)
+        return decode_photo(example["image"], self.where(index))
+
+    def where(self, index: int) -> str:
+        return f"Record {index} of the TFDS data set {self._name!r}"
 
     def labels(self) -> np.ndarray | None:
         if self._label is None:
@@ -185,6 +197,11 @@ def open_source(data: ml_collections.ConfigDict, split: Split) -> tuple[Source, 
         whole = not data.test_split
         wanted = data.test_split if split == "test" and not whole else data.train_split
         return TfdsSource(data.name, wanted, data.dir), whole
+    if "://" in data.dir:
+        raise InputError(
+            f"config.data.dir is {data.dir!r}; a {data.source} must be files of this "
+            "machine: mount it, or copy it."
+        )
     path = Path(data.dir).expanduser()
     if data.source == "array":
         if not data.dir or not path.is_file():
@@ -206,7 +223,7 @@ def _open_array(path: Path, split: Split) -> tuple[ArraySource, bool]:
     """The arrays train_images, test_images, train_labels and test_labels of a .npz, or a .npy, which is mapped."""
     try:
         if zipfile.is_zipfile(path):
-            images, labels, whole = _read_npz(path, split)
+            images, labels, whole = _read_npz(path, split, path.stat().st_mtime_ns)
         else:
             images = np.lib.format.open_memmap(path, mode="r")
             labels, whole = None, True
@@ -221,21 +238,28 @@ def _open_array(path: Path, split: Split) -> tuple[ArraySource, bool]:
             f"{path} holds images of {images.dtype} {list(images.shape)}; they must be "
             "uint8 [N, H, W] or [N, H, W, 1, 3 or 4]."
         )
-    if labels is not None and labels.shape != images.shape[:1]:
+    if labels is not None and (
+        labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"
+    ):
         raise InputError(
-            f"{path} holds labels of shape {list(labels.shape)} for {len(images)} "
-            "images; give one label an image."
+            f"{path} holds labels of {labels.dtype} {list(labels.shape)} for "
+            f"{len(images)} images; give one integer an image."
         )
     return ArraySource(images, labels), whole
 
 
-def _read_npz(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray | None, bool]:
+@functools.lru_cache(maxsize=2)  # both splits may be of one array
+def _read_npz(
+    path: Path, split: Split, written: int
+) -> tuple[np.ndarray, np.ndarray | None, bool]:
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         whole = "test_images" not in arrays
-        prefix = "train" if whole else split
+        if whole and split == "test":
+            return _read_npz(path, "train", written)
+        prefix = split
         if f"{prefix}_images" not in arrays:
             raise InputError(
-                f"{path} holds the arrays {', '.join(arrays)}, not {prefix}_images; name "
-                "the images train_images and, if there are, test_images."
+                f"{path} holds {', '.join(list(arrays)[:5])}, not {prefix}_images; name the "
+                "arrays of images train_images and, if there are, test_images."
             )
         return arrays[f"{prefix}_images"], arrays.get(f"{prefix}_labels"), whole

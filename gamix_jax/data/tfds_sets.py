@@ -3,6 +3,7 @@
 import importlib.util
 
 import tensorflow_datasets as tfds
+from etils import epath
 from rich.console import Console
 
 from gamix_jax.data.originals import FILES
@@ -20,15 +21,25 @@ def open_set(name: str, directory: str) -> tfds.core.DatasetBuilder:
     Raises:
       InputError: unknown, or it could not be downloaded or prepared; says what to do.
     """
+    if not name and not (epath.Path(directory) / "dataset_info.json").exists():
+        begun = (epath.Path(directory) / "prepare.json").exists()
+        cure = (
+            "its preparation was interrupted: run the same command again"
+            if begun
+            else "for a folder of images set config.data.source=folder, for a set by its "
+            "name config.data.name"
+        )
+        raise InputError(f"config.data.dir={directory} is no TFDS data set; {cure}.")
     try:
         if not name:
             return tfds.builder_from_directory(directory)
         builder = tfds.builder(
             name, data_dir=directory or None, file_format="array_record"
         )
-    except Exception as error:  # unknown name, version or configuration; no such folder
+    except Exception as error:  # unknown name, version or configuration; damaged files
         raise InputError(
-            f"TFDS cannot open the data set {name or directory!r}: {_line(error)}"
+            f"TFDS cannot open the data set {name or directory!r} ({_line(error)}); "
+            "look for its name in TFDS's catalogue."
         ) from error
     if builder.is_prepared():
         return builder
@@ -65,4 +76,6 @@ def open_set(name: str, directory: str) -> tfds.core.DatasetBuilder:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """The first line of an error: TFDS goes on with all its catalogue."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first.strip()[:200]}"
