@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from gamix_jax.data.images import Images, permutation
-from gamix_jax.data.processes import core_count, end_with_parent
+from gamix_jax.data.processes import core_count, follow_parent
 from gamix_jax.errors import InputError
 
 # Batches kept on the devices ahead of the step that takes them.
@@ -151,7 +151,7 @@ def train_batches(
             if not flags.FLAGS.is_parsed():  # Grain asks them, even in a notebook
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers), end_with_parent
+                grain.MultiprocessingOptions(num_workers=workers), follow_parent
             )
         return iter(
             grain.experimental.ThreadPrefetchIterDataset(

@@ -97,6 +97,11 @@ class Images:
 
     A set of at most `data.memory_gib` (once resized) is kept in memory as it is first
     read; a larger one is read anew each time.
+
+    Attributes:
+      shape: of all images, (count, size, size, channels).
+      kept: whether they are kept in memory.
+      in_memory: whether they are, or their source is.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 
 
@@ -12,8 +13,9 @@ def core_count() -> int:
     return os.cpu_count() or 1
 
 
-def end_with_parent(*_: object) -> None:
-    """Ends this process once the one that started it is gone, even killed: else it waits for it forever."""
+def follow_parent(*_: object) -> None:
+    """Leaves Ctrl-C to the process that started this one, and ends once that is gone, even killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         multiprocessing.parent_process().join()

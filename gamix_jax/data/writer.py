@@ -27,7 +27,7 @@ from rich.progress import (
 )
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from gamix_jax.data.processes import core_count, end_with_parent
+from gamix_jax.data.processes import core_count, follow_parent
 from gamix_jax.errors import InputError
 
 # A file holds about this many bytes of PNG, but a set has about this many files or more,
@@ -127,7 +127,7 @@ _read = None  # in a process of the pool: what it reads with
 def _initialize(read: Reader) -> None:
     global _read
     _read = read
-    end_with_parent()
+    follow_parent()
 
 
 def _example(item: Any) -> dict[str, Any] | str:
@@ -160,7 +160,9 @@ def _write_shards(
         initializer=_initialize,
         initargs=(made.read,),
     )
-    with bar, pool:
+    # Left by Ctrl-C, it would else finish what it was given.
+    with bar, contextlib.ExitStack() as stack:
+        stack.callback(pool.shutdown, cancel_futures=True)
         task = bar.add_task("", total=count)
         for split, items in made.items.items():
             shards = -(-len(items) // per_shard)
