@@ -77,8 +77,8 @@ def default_config() -> ml_collections.ConfigDict:
     data.flip = False  # mirror training images left to right, each with probability 1/2
     # A set of up to this size, once resized, is kept in memory as it is first read
     data.memory_gib = 2.0
-    # Processes that read a larger set for training: -1 is half as many as cores, at most
-    # 8; 0 is threads instead, as for a set in memory
+    # Processes that read a larger set for training: 0 is threads instead, as for a set in
+    # memory; -1 is half as many as cores, at most 8, or threads where that is one
     data.workers = -1
     data.prefetch = 8  # batches that are read ahead, each by a thread
 

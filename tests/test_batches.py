@@ -26,6 +26,7 @@ from gamix_jax.data import (
     prepare,
     train_batches,
 )
+from gamix_jax.data import batches as batches_module
 from gamix_jax.data.batches import shuffled
 from gamix_jax.data.sources import ArraySource
 from gamix_jax.errors import InputError
@@ -210,10 +211,13 @@ def test_workers_open_the_source_for_themselves(tmp_path, source):
         each.close()
 
 
-def test_small_sets_are_read_without_workers(tmp_path):
-    assert choose_workers(numbered(), 3) == 0
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (4, 2), (64, 8)])
+def test_workers_are_chosen_by_size_and_cores(tmp_path, monkeypatch, cores, workers):
+    """Half of the cores, 2 to 8, for a set that is not in memory."""
+    monkeypatch.setattr(batches_module, "core_count", lambda: cores)
+    assert choose_workers(on_disk(tmp_path), -1) == workers
     assert choose_workers(on_disk(tmp_path), 3) == 3
-    assert 1 <= choose_workers(on_disk(tmp_path), -1) <= 8
+    assert choose_workers(numbered(), 3) == choose_workers(numbered(), -1) == 0
 
 
 def test_the_next_batch_is_on_the_devices_before_it_is_asked_for():

@@ -86,10 +86,15 @@ class TrainBatches(Iterator[Any]):
 
 
 def choose_workers(images: Images, workers: int) -> int:
-    """How many processes read: none for a set in memory, where they cost more than they give; else as asked, and for -1 half as many as there are cores, at most 8."""
+    """How many processes read: as asked, but none for a set in memory, where they cost more than they give.
+
+    For -1 half as many as there are cores, at most 8, or none where that is one: one
+    reads no more than the threads do (benchmarks/input_pipeline.py).
+    """
     if images.in_memory:
         return 0
-    return workers if workers >= 0 else max(1, min(8, core_count() // 2))
+    half = min(8, core_count() // 2)
+    return workers if workers >= 0 else half if half > 1 else 0
 
 
 def train_batches(
