@@ -47,10 +47,10 @@ def opened(folder, split="train", **config):
     return open_images(data_config(**config), split)
 
 
-@pytest.fixture
-def photos(tmp_path):
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
     """Two classes for training, one for testing, and a file that is no image."""
-    root = tmp_path / "photos"
+    root = tmp_path_factory.mktemp("data") / "photos"
     for i in range(150):
         photo(root / f"train/{'ab'[i % 2]}/{i:03}.png", seed=i)
     for i in range(3):
@@ -59,43 +59,50 @@ def photos(tmp_path):
     return root
 
 
-def test_photos_become_a_set(photos, tmp_path):
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """A set made of them in one go."""
+    out = tmp_path_factory.mktemp("whole") / "out"
     prepare.prepare_photos(photos, out, 8, "center", QUIET)
-    builder = tfds.builder_from_directory(out)
+    return out
+
+
+def test_photos_become_a_set(photos, whole, tmp_path):
+    builder = tfds.builder_from_directory(whole)
     assert {name: info.num_examples for name, info in builder.info.splits.items()} == {
         "train": 150,
         "test": 3,
     }
     assert builder.info.features["image"].shape == (8, 8, 3)
     assert builder.info.features["label"].names == ["a", "b"]
-    assert "bad.png" in (out / "unreadable.txt").read_text()
-    assert not (out / ".prepare").exists()
-    (photos / "train/a/bad.png").unlink()
+    assert "bad.png" in (whole / "unreadable.txt").read_text()
+    assert not (whole / ".prepare").exists()
+    shutil.copytree(photos, tmp_path / "good")
+    (tmp_path / "good/train/a/bad.png").unlink()
     for split in ("train", "test"):
-        folder = opened(photos, split, source="folder")
-        stored = opened(out, split, crop="none")
+        folder = opened(tmp_path / "good", split, source="folder")
+        stored = opened(whole, split, crop="none")
         np.testing.assert_array_equal(list(stored), list(folder))
         np.testing.assert_array_equal(stored.labels(), folder.labels())
 
 
-def test_photos_of_a_zip_and_of_a_tar_are_the_same_bytes(photos, tmp_path):
+def test_photos_of_a_zip_and_of_a_tar_are_the_same_bytes(photos, whole, tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for path in sorted(photos.rglob("*.*"), reverse=True):
-            archive.write(path, path.relative_to(tmp_path))
+            archive.write(path, path.relative_to(photos.parent))
     with tarfile.open(tmp_path / "photos.tar", "w") as archive:
         archive.add(photos, "./photos")
     made = []
-    for name in ("photos", "photos.zip", "photos.tar"):
+    for name in ("photos.zip", "photos.tar"):
         prepare.prepare_photos(
-            tmp_path / name, tmp_path / f"{name}-out", 8, "none", QUIET
+            tmp_path / name, tmp_path / f"{name}-out", 8, "center", QUIET
         )
         made.append(files(tmp_path / f"{name}-out"))
-    assert made[0] == made[1] == made[2]
+    assert made[0] == made[1] == files(whole)
     with tarfile.open(tmp_path / "photos.tar") as archive:
         member = archive.getmember("./photos/test/b/1.jpg")
-    whole = (tmp_path / "photos.tar").read_bytes()
-    (tmp_path / "photos.tar").write_bytes(whole[: member.offset])
+    content = (tmp_path / "photos.tar").read_bytes()
+    (tmp_path / "photos.tar").write_bytes(content[: member.offset])
     with pytest.raises(InputError, match="its end is missing"):
         prepare.prepare_photos(
             tmp_path / "photos.tar", tmp_path / "o", 8, "none", QUIET
@@ -103,9 +110,8 @@ def test_photos_of_a_zip_and_of_a_tar_are_the_same_bytes(photos, tmp_path):
     assert len(made[0]) == 4  # 151 and 3 photos, at least 64 to a file
 
 
-def test_preparing_goes_on_where_it_stopped(photos, tmp_path, monkeypatch):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    prepare.prepare_photos(photos, whole, 8, "center", QUIET)
+def test_preparing_goes_on_where_it_stopped(photos, whole, tmp_path, monkeypatch):
+    cut = tmp_path / "cut"
     write = writer._write_shard
     written = []
 
@@ -157,9 +163,9 @@ def test_a_repaired_photo_is_taken_up(tmp_path):
     assert len(opened(out, test_split="", test_fraction=0.0)) == 1
 
 
-def test_a_full_disk_loses_nothing(photos, tmp_path):
+def test_a_full_disk_loses_nothing(photos, whole, tmp_path):
     """A limit on the size of files stands for it: array_record reports both in the same way."""
-    out, whole = tmp_path / "out", tmp_path / "whole"
+    out = tmp_path / "out"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
@@ -167,8 +173,7 @@ def test_a_full_disk_loses_nothing(photos, tmp_path):
             prepare.prepare_photos(photos, out, 8, "center", QUIET)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    for folder in (out, whole):
-        prepare.prepare_photos(photos, folder, 8, "center", QUIET)
+    prepare.prepare_photos(photos, out, 8, "center", QUIET)
     assert files(out) == files(whole)
 
 
@@ -244,7 +249,7 @@ def test_a_dead_process_does_not_hang(photos, tmp_path, monkeypatch):
         prepare.prepare_photos(photos / "test", tmp_path / "out", 8, "center", QUIET)
 
 
-def test_a_killed_run_leaves_no_process_and_goes_on(photos, tmp_path):
+def test_a_killed_run_leaves_no_process_and_goes_on(photos, whole, tmp_path):
     """Killed as it begins its first file; its processes hold the pipe that is read here until they end."""
     script = f"""
 import os, pathlib, signal, sys
@@ -267,8 +272,7 @@ if __name__ == "__main__":
     )
     assert result.returncode == -signal.SIGKILL
     prepare.prepare_photos(photos, tmp_path / "out", 8, "center", QUIET)
-    prepare.prepare_photos(photos, tmp_path / "whole", 8, "center", QUIET)
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert files(tmp_path / "out") == files(whole)
 
 
 def test_the_same_faces_by_every_source(tmp_path):
