@@ -138,7 +138,7 @@ def celeb_a(directory: Path) -> tuple[Splits, PhotoExample]:
 
 
 def celeb_a_hq(directory: Path, size: int) -> tuple[Splits, PhotoExample]:
-    """CelebA-HQ (Karras et al. 2018): square images in a folder or a tar; those of another size are resized."""
+    """CelebA-HQ (Karras et al. 2018): square images in a folder or a tar; larger ones are resized, smaller ones refused."""
     tars = sorted(directory.glob("data*x*.tar"))
     tar = directory / f"data{size}x{size}.tar"
     if tars and tar not in tars:

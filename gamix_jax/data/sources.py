@@ -157,7 +157,7 @@ class TfdsSource:
         except Exception as error:  # array_record and protobuf raise what they please
             cause = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{self.where(index)} cannot be read ({cause}); prepare the set again."
+                f"{self.where(index)} cannot be read ({cause}); delete the set and prepare it again."
             ) from error
         return decode_photo(example["image"], self.where(index))
 
