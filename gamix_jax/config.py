@@ -14,8 +14,11 @@ CHOICES = {
     "model.norm": ("batch", "group", "affine"),
     "model.dtype": ("float32", "bfloat16"),
     "discriminator.norm": ("batch", "group", "affine"),
-    "objective.kl": ("aggregate", "elbo"),
+    "model.weights": ("learned", "uniform"),
+    "model.prior": ("normal", "mixture", "vamp"),
+    "objective.kl": ("aggregate", "elbo", "siwae"),
     "objective.variance": ("total", "between"),
+    "objective.covariance": ("diagonal", "full"),
     "adversarial.loss": ("hinge", "bce", "none"),
 }
 POSITIVE = (
@@ -23,8 +26,10 @@ POSITIVE = (
     "data.prefetch",
     "model.latent_size",
     "model.components",
+    "model.prior_components",
     "model.bottleneck",
     "objective.reconstruction_weight",
+    "objective.samples",
     "objective.collapse_target",
     "optimizer.generator_learning_rate",
     "optimizer.discriminator_learning_rate",
@@ -42,11 +47,14 @@ NOT_NEGATIVE = (
     "model.decoder_blocks",
     "objective.kl_weight",
     "objective.collapse_weight",
+    "objective.component_entropy_weight",
+    "objective.component_chunk",
     "adversarial.weight",
     "adversarial.start",
 )
 FRACTIONS = (
     "data.test_fraction",
+    "objective.moment_decay",
     "optimizer.beta1",
     "optimizer.beta2",
     "train.ema_decay",
@@ -87,6 +95,9 @@ def default_config() -> ml_collections.ConfigDict:
     model.components = (
         1  # K, Gaussians in each image's posterior; the decoder runs K times
     )
+    model.weights = "learned"  # learned | uniform (fixed at 1/K), of the components
+    model.prior = "normal"  # normal (N(0, I)) | mixture (C Gaussians) | vamp (posteriors of C pseudo-inputs)
+    model.prior_components = 100  # C, of a learned prior
     model.widths = (
         64,
         128,
@@ -114,11 +125,26 @@ def default_config() -> ml_collections.ConfigDict:
     objective.reconstruction_weight = (
         5000.0  # of the mean absolute error, images in [-1, 1]
     )
-    objective.kl = "aggregate"  # aggregate (of q(z), over the global batch) | elbo (per image, stratified)
+    # aggregate (of q(z), over the global batch) | elbo (of each image; closed form for K = 1
+    # and prior normal, else stratified) | siwae (importance-weighted, reconstruction within)
+    objective.kl = "aggregate"
     objective.kl_weight = 1.0
-    objective.variance = "total"  # aggregate only: total (a lower bound on KL(q(z) || p)) | between (author's code)
+    objective.samples = 1  # T, draws from each component; the decoder runs T K times
+    # 0 decodes all T K draws of an image at once; n: n at a time, computed again for the
+    # gradient: less memory, about a third more time in the decoder
+    objective.component_chunk = 0
+    # Aggregate only: total (a lower bound on KL(q(z) || p)) | between (author's code)
+    objective.variance = "total"
+    # Aggregate only: diagonal | full (also sees correlations; needs more images than D,
+    # in a batch or by memory)
+    objective.covariance = "diagonal"
+    # Aggregate only: of the moments' exponential average over steps; a batch of N counts
+    # as N (1 + decay) / (1 - decay)
+    objective.moment_decay = 0.0
     objective.collapse_weight = 0.1
     objective.collapse_target = 1.0  # variance at which the collapse penalty vanishes
+    # Of a bonus, the entropy of each image's weights, so that no component dies
+    objective.component_entropy_weight = 0.0
 
     config.adversarial = adversarial = ml_collections.ConfigDict()
     adversarial.loss = "hinge"  # hinge | bce | none
@@ -199,6 +225,7 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
         raise InputError(
             "config.discriminator.widths and config.discriminator.strides must have the same length."
         )
+    _check_objective(config)
     stages = len(config.model.widths)
     if config.data.size % 2**stages:
         raise InputError(
@@ -213,3 +240,49 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
     for key, most in (("seed", 2**32), ("train.steps", 2**31)):
         if values[key] >= most:
             raise InputError(f"config.{key} is {values[key]}; it must be below {most}.")
+
+
+def _check_objective(config: ml_collections.ConfigDict) -> None:
+    """Refuses what the parts of the objective cannot do together."""
+    objective, model = config.objective, config.model
+    if objective.kl == "aggregate" and model.prior != "normal":
+        raise InputError(
+            f'config.model.prior is {model.prior!r}, but config.objective.kl = "aggregate" is a distance to N(0, I); '
+            "set config.objective.kl to elbo or siwae."
+        )
+    if objective.kl == "siwae" and objective.kl_weight == 0:
+        raise InputError(
+            'config.objective.kl_weight is 0; config.objective.kl = "siwae" divides the reconstruction weight by it.'
+        )
+    if objective.kl != "aggregate":
+        for key, default in (
+            ("variance", "total"),
+            ("covariance", "diagonal"),
+            ("moment_decay", 0.0),
+        ):
+            if objective[key] != default:
+                raise InputError(
+                    f"config.objective.{key} is {objective[key]!r}; it is for config.objective.kl = aggregate only."
+                )
+    if objective.covariance == "full" and objective.variance == "between":
+        raise InputError(
+            'config.objective.covariance is "full"; it needs config.objective.variance = total.'
+        )
+    if objective.component_entropy_weight and (
+        model.components == 1 or model.weights == "uniform"
+    ):
+        raise InputError(
+            f"config.objective.component_entropy_weight is {objective.component_entropy_weight}; it needs weights to "
+            "act on: config.model.components above 1 and config.model.weights = learned."
+        )
+    draws = objective.samples * model.components
+    if objective.component_chunk and draws % objective.component_chunk:
+        raise InputError(
+            f"config.objective.component_chunk is {objective.component_chunk}; it must divide the {draws} draws of an "
+            "image (config.objective.samples * config.model.components)."
+        )
+    if objective.component_chunk and model.norm == "batch":
+        raise InputError(
+            f"config.objective.component_chunk is {objective.component_chunk}, but with config.model.norm = batch each "
+            "chunk would be normalised by its own statistics; set the norm to group or affine, or the chunk to 0."
+        )

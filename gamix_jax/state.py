@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from gamix_jax.mixture import AggregateMoments
 from gamix_jax.models import Autoencoder, PatchDiscriminator
 
 
@@ -21,6 +22,9 @@ class TrainState:
       generator_params, generator_batch_stats, generator_opt_state: of the autoencoder.
       ema_params, ema_batch_stats: exponential moving averages of the autoencoder's, for
         samples and evaluation.
+      moments: of the aggregate posterior, remembered from the steps before (with
+        objective.moment_decay; else the last step's); with their covariance where the
+        objective uses it.
       discriminator_params, discriminator_batch_stats, discriminator_opt_state: without
         arrays to train where there is no adversarial loss.
     """
@@ -32,6 +36,7 @@ class TrainState:
     generator_opt_state: Any
     ema_params: Any
     ema_batch_stats: Any
+    moments: AggregateMoments
     discriminator_params: Any
     discriminator_batch_stats: Any
     discriminator_opt_state: Any
@@ -73,6 +78,7 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
     autoencoder, discriminator = make_models(config)
     generator_optimizer, discriminator_optimizer = make_optimizers(config)
     size, channels = config.data.size, config.data.channels
+    zeros = jnp.zeros(config.model.latent_size)
 
     @jax.jit
     def initialize(key: jax.Array) -> TrainState:
@@ -95,6 +101,12 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
             generator_opt_state=generator_optimizer.init(params),
             ema_params=params,
             ema_batch_stats=batch_stats,
+            moments=AggregateMoments(
+                zeros,
+                zeros,
+                zeros,
+                jnp.diag(zeros) if config.objective.covariance == "full" else None,
+            ),
             discriminator_params=opponent["params"],
             discriminator_batch_stats=opponent.get("batch_stats", {}),
             discriminator_opt_state=discriminator_optimizer.init(opponent["params"]),

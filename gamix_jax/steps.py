@@ -1,7 +1,4 @@
-"""One step of training and of evaluation, for one replica, with collectives over "batch".
-
-This is the one place where the terms of the objective are weighted.
-"""
+"""One step of training and of evaluation, for one replica, with collectives over "batch"."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,11 +10,11 @@ import optax
 
 from gamix_jax import losses
 from gamix_jax.adversarial import play_adversaries
-from gamix_jax.mixture import GaussianMixture, aggregate_moments
+from gamix_jax.mixture import GaussianMixture
+from gamix_jax.objective import Metrics, autoencoder_objective
 from gamix_jax.state import TrainState, make_models, make_optimizers
 
 AXIS = "batch"
-Metrics = dict[str, jax.Array]
 
 
 class Steps(NamedTuple):
@@ -28,83 +25,24 @@ class Steps(NamedTuple):
         global batch. The discriminator judges one component an image, drawn by its
         weight, so the adversarial term has no gradient into the mixture's logits.
       eval_step: (state, {"image": images, "index": int32 [n]}) -> sums over the global
-        batch, for `evaluate`. The index is the image's place in its split and seeds its
-        noise; -1 marks padding, which counts for nothing.
-      decode: (state, z [..., D]) -> images in [-1, 1], of the averaged weights. No
-        collectives.
+        batch, its posteriors and its indices, for `evaluate`. The index is the image's
+        place in its split and seeds its noise; -1 marks padding, which counts for
+        nothing.
+      sample: (state, keys [n]) -> images [n, H, W, C] in [-1, 1], of z from the prior, by
+        the averaged weights. No collectives.
       reconstruct: (state, images) -> images in [-1, 1] from the mean of each
         posterior's weightiest component. No collectives.
     """
 
     train_step: Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]
-    eval_step: Callable[[TrainState, dict[str, jax.Array]], Metrics]
-    decode: Callable[[TrainState, jax.Array], jax.Array]
+    eval_step: Callable[[TrainState, dict[str, jax.Array]], tuple]
+    sample: Callable[[TrainState, jax.Array], jax.Array]
     reconstruct: Callable[[TrainState, jax.Array], jax.Array]
 
 
 def scale_images(images: jax.Array) -> jax.Array:
     """uint8 [0, 255] to float32 [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def autoencoder_objective(
-    config: ml_collections.ConfigDict,
-    images: jax.Array,
-    posterior: GaussianMixture,
-    z: jax.Array,
-    reconstruction: jax.Array,
-) -> tuple[jax.Array, Metrics]:
-    """The autoencoder's loss but for the adversarial term (arXiv 2309.13160).
-
-    Args:
-      config: the section `objective` gives weights and forms.
-      images: [B, H, W, C] in [-1, 1].
-      posterior: of leading shape [B].
-      z: [B, K, D], one draw from each component.
-      reconstruction: [B, K, H, W, C], of each draw.
-
-    Returns:
-      The loss, a scalar, and its terms before weighting, with statistics of the
-      posterior. The aggregate KL and "active_units" are of the global batch, all else
-      of this replica's.
-    """
-    objective = config.objective
-    # 1. reconstruction: sum_k pi_k |x - x^_k|
-    reconstruction_term = jnp.mean(
-        jnp.sum(
-            posterior.weights * losses.component_errors(images, reconstruction), axis=-1
-        )
-    )
-    # 2. KL_agg = 1/2 sum_d (m^2 + v - 1 - log v) of the global batch, or the KL part of
-    # each image's stratified ELBO
-    moments = aggregate_moments(posterior, axis_name=AXIS)
-    if objective.kl == "aggregate":
-        kl = losses.aggregate_kl(moments, objective.variance)
-    else:
-        kl = -jnp.mean(
-            losses.mixture_elbo(jnp.zeros(posterior.logits.shape), posterior, z)
-        )
-    # 3. collapse = sum_k pi_k sum_d (exp s / t - 1 - log(exp s / t))
-    collapse = jnp.mean(losses.collapse_penalty(posterior, objective.collapse_target))
-    loss = (
-        objective.reconstruction_weight * reconstruction_term
-        + objective.kl_weight * kl
-        + objective.collapse_weight * collapse
-    )
-    variance = jnp.exp(posterior.log_var)
-    # Burda et al. 2016: a unit is active where the variance over images of its
-    # posterior mean exceeds 0.01.
-    deviation = posterior.moments()[0] - moments.mean[None]
-    spread = jax.lax.pmean(jnp.mean(jnp.square(deviation), axis=0), AXIS)
-    terms = {
-        "reconstruction": reconstruction_term,
-        "kl": kl,
-        "collapse_penalty": collapse,
-        "variance_mean": jnp.mean(variance),
-        "variance_min": jnp.min(variance),
-        "active_units": jnp.sum(spread > 0.01).astype(jnp.float32),
-    }
-    return loss, terms
 
 
 def make_train_step(
@@ -117,16 +55,21 @@ def make_train_step(
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
         images = scale_images(images)
         keys = _image_keys(jax.random.fold_in(state.key, state.step), images.shape[0])
-        (posterior, z, reconstruction, fake), pull_back, batch_stats = jax.vjp(
-            _autoencode(autoencoder, state, images, keys),
+        (coding, fake), pull_back, batch_stats = jax.vjp(
+            _autoencode(config, autoencoder, state, images, keys),
             state.generator_params,
             has_aux=True,
         )
-        (loss, metrics), cotangents = jax.value_and_grad(
-            lambda *outputs: autoencoder_objective(config, images, *outputs),
-            argnums=(0, 1, 2),
+        # At first the plain average of all steps, which owes nothing to how it began.
+        memory_weight = jnp.maximum(
+            1.0 - config.objective.moment_decay, 1.0 / (1.0 + state.step)
+        )
+        (loss, (metrics, moments)), cotangent = jax.value_and_grad(
+            lambda coding: autoencoder_objective(
+                config, images, coding, state.moments, memory_weight, AXIS
+            ),
             has_aux=True,
-        )(posterior, z, reconstruction)
+        )(coding)
         fake_cotangent = jnp.zeros_like(fake)
 
         if config.adversarial.loss != "none":
@@ -157,7 +100,7 @@ def make_train_step(
                 discriminator_opt_state=opt_state,
             )
 
-        (gradient,) = pull_back((*cotangents, fake_cotangent))
+        (gradient,) = pull_back((cotangent, fake_cotangent))
         params, opt_state, norms = _descend(
             generator_optimizer,
             gradient,
@@ -178,6 +121,7 @@ def make_train_step(
             generator_opt_state=opt_state,
             ema_params=average(params, state.ema_params, renewal),
             ema_batch_stats=average(batch_stats, state.ema_batch_stats, renewal),
+            moments=moments,
         )
         minimum = jax.lax.pmin(metrics["variance_min"], AXIS)
         return state, jax.lax.pmean(metrics, AXIS) | {"variance_min": minimum}
@@ -185,20 +129,31 @@ def make_train_step(
     return train_step
 
 
-def _autoencode(autoencoder, state: TrainState, images: jax.Array, keys: jax.Array):
-    """Parameters to (posterior, z, reconstruction, fake) and new batch statistics."""
+def _autoencode(
+    config, autoencoder, state: TrainState, images: jax.Array, keys: jax.Array
+):
+    """Parameters to (coding, fake) and new batch statistics."""
 
     def autoencode(params: Any) -> tuple[tuple, Any]:
         variables = {"params": params, "batch_stats": state.generator_batch_stats}
-        (posterior, z, reconstruction), updates = autoencoder.apply(
-            variables, images, keys[:, 0], train=True, mutable=["batch_stats"]
+        coding, updates = autoencoder.apply(
+            variables,
+            images,
+            keys[:, 0],
+            train=True,
+            samples=config.objective.samples,
+            chunk=config.objective.component_chunk,
+            mutable=["batch_stats"],
         )
         # The discriminator judges one component an image, drawn by its weight: as
-        # many fakes as reals.
-        component = jax.vmap(jax.random.categorical)(keys[:, 1], posterior.log_weights)
-        fake = jax.vmap(lambda images, k: images[k])(reconstruction, component)
-        outputs = posterior, z, reconstruction, fake
-        return outputs, updates.get("batch_stats", {})
+        # many fakes as reals. Of several draws it judges the first.
+        component = jax.vmap(jax.random.categorical)(
+            keys[:, 1], coding.posterior.log_weights
+        )
+        fake = jax.vmap(lambda images, k: images[0, k])(
+            coding.reconstruction, component
+        )
+        return (coding, fake), updates.get("batch_stats", {})
 
     return autoencode
 
@@ -241,21 +196,28 @@ def _image_keys(key: jax.Array, count: int) -> jax.Array:
 
 def make_eval_step(
     config: ml_collections.ConfigDict,
-) -> Callable[[TrainState, dict[str, jax.Array]], Metrics]:
-    """Sums over one batch of what `evaluate` reports; see `Steps.eval_step`."""
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple]:
+    """Sums over one batch of what `evaluate` reports, and its posteriors; see `Steps.eval_step`."""
     autoencoder, _ = make_models(config)
 
-    def eval_step(state: TrainState, batch: dict[str, jax.Array]) -> Metrics:
+    def eval_step(
+        state: TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[Metrics, GaussianMixture]:
         images, mask = scale_images(batch["image"]), batch["index"] >= 0
         keys = jax.vmap(lambda i: jax.random.fold_in(state.key, i))(batch["index"])
-        posterior = autoencoder.apply(_averaged(state), images, method="encode")
-        z = jax.vmap(GaussianMixture.stratified_sample)(posterior, keys)
-        reconstruction = autoencoder.apply(
-            _averaged(state), posterior.mean, method="decode"
+        variables = _averaged(state)
+        posterior = autoencoder.apply(variables, images, method="encode")
+        prior = (
+            None  # as losses call N(0, I)
+            if config.model.prior == "normal"
+            else autoencoder.apply(variables, method="latent_prior")
         )
+        z = jax.vmap(lambda q, key: q.stratified_sample(key, (1,)))(posterior, keys)
+        reconstruction = autoencoder.apply(variables, posterior.mean, method="decode")
         squared_error = jnp.mean(
             jnp.square(images[:, None] - reconstruction), axis=(2, 3, 4)
         )
+        absolute_error = losses.component_errors(images, reconstruction[:, None])[:, 0]
         weights = posterior.weights
 
         def expectation(x: jax.Array) -> jax.Array:
@@ -263,14 +225,14 @@ def make_eval_step(
 
         per_image = {
             "count": jnp.ones(mask.shape),
-            "absolute_error": jnp.sum(
-                weights * losses.component_errors(images, reconstruction), axis=-1
-            ),
+            "absolute_error": jnp.sum(weights * absolute_error, axis=-1),
             "squared_error": jnp.sum(weights * squared_error, axis=-1),
-            "kl": -losses.mixture_elbo(jnp.zeros(weights.shape), posterior, z),
+            "kl": losses.posterior_kl(posterior, z, prior),
             "collapse_penalty": losses.collapse_penalty(
                 posterior, config.objective.collapse_target
             ),
+            "component_entropy": losses.component_entropy(posterior),
+            "weights": weights,
             "mean": expectation(posterior.mean),
             "mean_squared": expectation(jnp.square(posterior.mean)),
             "image_mean_squared": jnp.square(expectation(posterior.mean)),
@@ -282,7 +244,9 @@ def make_eval_step(
             )
             for name, x in per_image.items()
         }
-        return jax.lax.psum(sums, AXIS)
+        return jax.lax.psum(sums, AXIS), jax.lax.all_gather(
+            (posterior, batch["index"]), AXIS, tiled=True
+        )
 
     return eval_step
 
@@ -295,15 +259,18 @@ def make_steps(config: ml_collections.ConfigDict) -> Steps:
     """The functions of one replica that a configuration describes; the first two need the mapped axis "batch"."""
     autoencoder, _ = make_models(config)
 
-    def decode(state: TrainState, z: jax.Array) -> jax.Array:
-        return autoencoder.apply(_averaged(state), z, method="decode")
-
-    def reconstruct(state: TrainState, images: jax.Array) -> jax.Array:
-        images = scale_images(images)
-        posterior = autoencoder.apply(_averaged(state), images, method="encode")
-        weightiest = jnp.argmax(posterior.logits, axis=-1)
-        return decode(
-            state, jax.vmap(lambda mean, k: mean[k])(posterior.mean, weightiest)
+    def sample(state: TrainState, keys: jax.Array) -> jax.Array:
+        variables = _averaged(state)
+        prior = autoencoder.apply(variables, method="latent_prior")
+        return autoencoder.apply(
+            variables, jax.vmap(prior.sample)(keys), method="decode"
         )
 
-    return Steps(make_train_step(config), make_eval_step(config), decode, reconstruct)
+    def reconstruct(state: TrainState, images: jax.Array) -> jax.Array:
+        variables = _averaged(state)
+        posterior = autoencoder.apply(variables, scale_images(images), method="encode")
+        weightiest = jnp.argmax(posterior.logits, axis=-1)
+        z = jax.vmap(lambda mean, k: mean[k])(posterior.mean, weightiest)
+        return autoencoder.apply(variables, z, method="decode")
+
+    return Steps(make_train_step(config), make_eval_step(config), sample, reconstruct)

@@ -148,9 +148,8 @@ def _run(
     train_step = map_over_devices(steps.train_step, donate_state=True)
     eval_step = map_over_devices(steps.eval_step)
     draw = _painter(
-        jax.jit(steps.decode),
+        jax.jit(steps.sample),
         jax.jit(steps.reconstruct),
-        config,
         test_images,
         workdir / "figures",
     )
@@ -209,15 +208,15 @@ def _check_finite(values: dict[str, float], step: int, saved: int | None) -> Non
         )
 
 
-def _painter(decode, reconstruct, config, test_images, directory):
-    """A function of (state, step) that writes both pictures, always of the same latent vectors and images."""
-    z = jax.random.normal(jax.random.key(0), (SAMPLES, config.model.latent_size))
+def _painter(sample, reconstruct, test_images, directory):
+    """A function of (state, step) that writes both pictures, always of the same random keys and images."""
+    keys = jax.random.split(jax.random.key(0), SAMPLES)
     originals = np.stack(
         [test_images[i % len(test_images)] for i in range(RECONSTRUCTIONS)]
     )
 
     def draw(state: TrainState, step: int) -> None:
-        samples = jax.device_get(decode(state, z))
+        samples = jax.device_get(sample(state, keys))
         reconstructions = jax.device_get(reconstruct(state, originals))
         inputs = jax.device_get(scale_images(originals))
         for name, picture in (

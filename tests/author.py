@@ -250,15 +250,14 @@ def _forward(
         "out/logits_real": real_logits,
         "out/logits_fake": fake_logits,
     }
-    kl_per_image = jax.vmap(
-        lambda mixture: losses.aggregate_kl(aggregate_moments(mixture))
-    )(posterior)
     loss = {
         "reconstruction": RECONSTRUCTION
         * jnp.mean(losses.absolute_error(images, reconstruction)),
         "kl_population": losses.aggregate_kl(aggregate_moments(posterior), "between"),
         "kl_individual": COLLAPSE * jnp.mean(losses.collapse_penalty(posterior)),
-        "kl_standard_vae": jnp.mean(kl_per_image),
+        "kl_standard_vae": jnp.mean(
+            losses.gaussian_kl(posterior.mean, posterior.log_var)
+        ),
         "real_discriminator": ADVERSARIAL * bce(real_logits),
         "fake_discriminator": ADVERSARIAL * bce(-fake_logits),
         "fake_generator": ADVERSARIAL * bce(fake_logits),

@@ -60,17 +60,47 @@ def collapse_penalty(logits, log_var, target):
     return np.sum(softmax(logits) * 2 * kl.sum(-1), axis=-1)
 
 
+def covariance(logits, mean, log_var):
+    """[D, D] covariance of the aggregate of N mixtures: a sum over all N K weighted Gaussians."""
+    weights = softmax(logits) / len(logits)
+    m, _, _ = aggregate_moments(logits, mean, log_var)
+    result = np.zeros((len(m), len(m)))
+    for i, k in np.ndindex(weights.shape):
+        deviation = np.float64(mean[i, k]) - m
+        result += weights[i, k] * (
+            np.outer(deviation, deviation) + np.diag(np.exp(np.float64(log_var[i, k])))
+        )
+    return result
+
+
+def full_kl(m, c):
+    """KL(N(m, C) || N(0, I)) by scipy's entropy of a normal distribution."""
+    cross = 0.5 * (len(m) * np.log(2 * np.pi) + np.trace(c) + m @ m)
+    return cross - stats.multivariate_normal(m, c).entropy()
+
+
+def log_ratio(log_likelihood, logits, mean, log_var, z):
+    """log p(x|z) + log p(z) - log q(z|x), prior N(0, I): [N, T, K]."""
+    result = np.zeros(z.shape[:3])
+    for i, t, k in np.ndindex(result.shape):
+        log_q = log_prob(
+            z[i, t, k][None], logits[i][None], mean[i][None], log_var[i][None]
+        )[0]
+        log_prior = stats.norm.logpdf(np.float64(z[i, t, k])).sum()
+        result[i, t, k] = log_likelihood[i, t, k] + log_prior - log_q
+    return result
+
+
 def mixture_elbo(log_likelihood, logits, mean, log_var, z):
     """[N]."""
-    result = np.zeros(len(z))
-    for i in range(len(z)):
-        for k, weight in enumerate(softmax(logits[i])):
-            log_prior = stats.norm.logpdf(np.float64(z[i, k])).sum()
-            log_q = log_prob(
-                z[i, k][None], logits[i][None], mean[i][None], log_var[i][None]
-            )[0]
-            result[i] += weight * (log_likelihood[i, k] + log_prior - log_q)
-    return result
+    ratio = log_ratio(log_likelihood, logits, mean, log_var, z)
+    return np.einsum("nk,ntk->n", softmax(logits), ratio) / z.shape[1]
+
+
+def mixture_siwae(log_likelihood, logits, mean, log_var, z):
+    """[N]."""
+    ratio = np.exp(log_ratio(log_likelihood, logits, mean, log_var, z))
+    return np.log(np.einsum("nk,ntk->n", softmax(logits), ratio) / z.shape[1])
 
 
 def hinge_discriminator_loss(real, fake):

@@ -1,12 +1,13 @@
-"""The autoencoder: ResNetV2 both ways, with a Gaussian-mixture posterior between."""
+"""The autoencoder: ResNetV2 both ways, a Gaussian-mixture posterior between, and the prior."""
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gamix_jax.mixture import GaussianMixture
+from gamix_jax.mixture import GaussianMixture, standard_normal
 from gamix_jax.models.normalization import Norm
 from gamix_jax.models.resnet_v2 import Decoder, Encoder
 
@@ -17,10 +18,12 @@ class MixtureHead(nn.Module):
     Attributes:
       latent_size: D.
       components: K; with one component there are no logits to learn.
+      weights: "learned", or "uniform": fixed at 1/K, so that no component dies.
     """
 
     latent_size: int
     components: int = 1
+    weights: Literal["learned", "uniform"] = "learned"
 
     @nn.compact
     def __call__(self, features: jax.Array) -> GaussianMixture:
@@ -33,11 +36,69 @@ class MixtureHead(nn.Module):
         log_var = nn.Dense(self.components * self.latent_size, name="log_var")(
             features
         ).reshape(shape)
-        if self.components == 1:
+        if self.components == 1 or self.weights == "uniform":
             return GaussianMixture(jnp.zeros(shape[:2]), mean, log_var)
         return GaussianMixture(
             nn.Dense(self.components, name="logits")(features), mean, log_var
         )
+
+
+class MixturePrior(nn.Module):
+    """A learned mixture of C Gaussians as p(z); its mean and variance are about those of N(0, I) at first.
+
+    Attributes:
+      latent_size: D.
+      components: C.
+    """
+
+    latent_size: int
+    components: int
+
+    @nn.compact
+    def __call__(self) -> GaussianMixture:
+        """A mixture without leading axes."""
+        shape = (self.components, self.latent_size)
+        return GaussianMixture(
+            self.param("logits", nn.initializers.zeros, shape[:1]),
+            self.param("mean", nn.initializers.normal(0.5**0.5), shape),
+            self.param("log_var", nn.initializers.constant(jnp.log(0.5)), shape),
+        )
+
+
+class PseudoInputs(nn.Module):
+    """C learned images, whose posteriors' average is the VampPrior (Tomczak and Welling 2018).
+
+    Attributes:
+      count: C.
+      image_size: height and width, pixels.
+      channels: 1 or 3.
+    """
+
+    count: int
+    image_size: int
+    channels: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """[C, H, W, channels] in [-1, 1]."""
+        shape = (self.count, self.image_size, self.image_size, self.channels)
+        return jnp.tanh(self.param("images", nn.initializers.normal(1.0), shape))
+
+
+class Autoencoding(NamedTuple):
+    """What one pass through the autoencoder makes of images [B, H, W, C].
+
+    Attributes:
+      posterior: q(z|x), of leading shape [B].
+      prior: p(z), without leading axes.
+      z: [B, T, K, D], T draws from each component.
+      reconstruction: [B, T, K, H, W, C], of each draw.
+    """
+
+    posterior: GaussianMixture
+    prior: GaussianMixture
+    z: jax.Array
+    reconstruction: jax.Array
 
 
 class Autoencoder(nn.Module):
@@ -48,6 +109,10 @@ class Autoencoder(nn.Module):
       channels: 1 or 3.
       latent_size: D.
       components: K.
+      weights: see `MixtureHead`.
+      prior: p(z): "normal" is N(0, I), "mixture" C learned Gaussians, "vamp" the
+        average posterior of C learned pseudo-inputs.
+      prior_components: C.
       widths: channels of each stage, encoder's order.
       encoder_blocks, decoder_blocks: residual blocks a stage.
       bottleneck: channels of the feature maps next to the latent vector.
@@ -62,6 +127,9 @@ class Autoencoder(nn.Module):
     latent_size: int
     components: int
     widths: Sequence[int]
+    weights: Literal["learned", "uniform"] = "learned"
+    prior: Literal["normal", "mixture", "vamp"] = "normal"
+    prior_components: int = 100
     encoder_blocks: int = 2
     decoder_blocks: int = 1
     bottleneck: int = 64
@@ -78,7 +146,13 @@ class Autoencoder(nn.Module):
             self.input_norm,
             self.dtype,
         )
-        self.head = MixtureHead(self.latent_size, self.components)
+        self.head = MixtureHead(self.latent_size, self.components, self.weights)
+        if self.prior == "mixture":
+            self.mixture_prior = MixturePrior(self.latent_size, self.prior_components)
+        elif self.prior == "vamp":
+            self.pseudo_inputs = PseudoInputs(
+                self.prior_components, self.image_size, self.channels
+            )
         self.decoder = Decoder(
             self.image_size,
             self.channels,
@@ -99,21 +173,64 @@ class Autoencoder(nn.Module):
         images = self.decoder(z.reshape(-1, z.shape[-1]), train)
         return images.reshape(*z.shape[:-1], *images.shape[1:])
 
+    def latent_prior(self) -> GaussianMixture:
+        """p(z), a mixture without leading axes.
+
+        Pseudo-inputs are encoded with the running statistics of batch normalisation, and
+        so leave those of the images alone.
+        """
+        if self.prior == "mixture":
+            return self.mixture_prior()
+        if self.prior == "vamp":
+            of_each = self.encode(self.pseudo_inputs())
+            return GaussianMixture(
+                of_each.log_weights.reshape(-1),
+                of_each.mean.reshape(-1, self.latent_size),
+                of_each.log_var.reshape(-1, self.latent_size),
+            )
+        return standard_normal(self.latent_size)
+
     def __call__(
-        self, images: jax.Array, keys: jax.Array, train: bool = False
-    ) -> tuple[GaussianMixture, jax.Array, jax.Array]:
-        """Encodes, draws from every component and decodes every draw: the decoder runs on K times as many images.
+        self,
+        images: jax.Array,
+        keys: jax.Array,
+        train: bool = False,
+        samples: int = 1,
+        chunk: int = 0,
+    ) -> Autoencoding:
+        """Encodes, draws from every component and decodes every draw: the decoder runs on T K times as many images.
 
         Args:
           images: [B, H, W, C] in [-1, 1].
           keys: [B], one random key an image, so that the noise does not depend on how a
             batch is spread over devices.
           train: batch normalisation uses and updates the statistics of the batch.
-
-        Returns:
-          The posterior of leading shape [B], z [B, K, D] and the reconstructions [B, K,
-          H, W, C].
+          samples: T, draws from each component.
+          chunk: draws of each image that are decoded at a time, a divisor of T K; their
+            activations are computed again for the gradient, so that memory is that of
+            one chunk. 0 is all at once. Not with batch normalisation.
         """
         posterior = self.encode(images, train)
-        z = jax.vmap(GaussianMixture.stratified_sample)(posterior, keys)
-        return posterior, z, self.decode(z, train)
+        z = jax.vmap(lambda q, key: q.stratified_sample(key, (samples,)))(
+            posterior, keys
+        )
+        if chunk and not self.is_initializing():
+            reconstruction = self._decode_in_chunks(z, chunk, train)
+        else:
+            reconstruction = self.decode(z, train)
+        return Autoencoding(posterior, self.latent_prior(), z, reconstruction)
+
+    def _decode_in_chunks(self, z: jax.Array, chunk: int, train: bool) -> jax.Array:
+        """`decode` of [B, T, K, D], a scan over chunks of T K, each under `jax.checkpoint`."""
+        batch, dimensions = z.shape[0], z.shape[-1]
+        chunks = z.reshape(batch, -1, chunk, dimensions).swapaxes(0, 1)
+
+        @nn.remat
+        def decode(self: "Autoencoder", carry: None, z: jax.Array):
+            return carry, self.decode(z, train)
+
+        scan = nn.scan(
+            decode, variable_broadcast="params", split_rngs={"params": False}
+        )
+        _, images = scan(self, None, chunks)
+        return images.swapaxes(0, 1).reshape(*z.shape[:-1], *images.shape[3:])

@@ -1,0 +1,91 @@
+"""What the autoencoder minimises: the one place where its terms are weighted (the adversarial one is added in the step)."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from gamix_jax import losses
+from gamix_jax.mixture import AggregateMoments, components_used, remembered_moments
+from gamix_jax.models import Autoencoding
+
+Metrics = dict[str, jax.Array]
+
+
+def autoencoder_objective(
+    config: ml_collections.ConfigDict,
+    images: jax.Array,
+    coding: Autoencoding,
+    memory: AggregateMoments,
+    memory_weight: jax.Array,
+    axis_name: str,
+) -> tuple[jax.Array, tuple[Metrics, AggregateMoments]]:
+    """The autoencoder's loss but for the adversarial term (arXiv 2309.13160).
+
+    Args:
+      config: the section `objective` gives weights and forms.
+      images: [B, H, W, C] in [-1, 1].
+      coding: what the autoencoder makes of them.
+      memory: the aggregate's moments after the step before.
+      memory_weight: of this batch in them, in (0, 1].
+      axis_name: mapped axis of the replicas.
+
+    Returns:
+      The loss, a scalar; its terms before weighting, with statistics of the posterior;
+      and the aggregate's moments after this step. The aggregate KL, "active_units" and
+      "components_used" are of the global batch, all else of this replica's.
+    """
+    objective = config.objective
+    posterior, prior, z, reconstruction = coding
+    if config.model.prior == "normal":
+        prior = None  # as losses call N(0, I)
+    # 1. reconstruction: (1/T) sum_t sum_k pi_k |x - x^_tk|
+    errors = losses.component_errors(images, reconstruction)
+    reconstruction_term = jnp.mean(jnp.sum(posterior.weights[:, None] * errors, axis=2))
+    # 2. KL: of the aggregate, 1/2 (m.m + tr C - D - log det C) with C diagonal or full;
+    # or the mean of each image's
+    moments = remembered_moments(posterior, memory, memory_weight, axis_name)
+    if objective.kl == "aggregate":
+        kl = losses.aggregate_kl(moments, objective.variance, objective.covariance)
+    else:
+        kl = jnp.mean(losses.posterior_kl(posterior, z, prior))
+    fit = (
+        objective.reconstruction_weight * reconstruction_term + objective.kl_weight * kl
+    )
+    # 3. collapse = sum_k pi_k sum_d (exp s / t - 1 - log(exp s / t))
+    collapse = jnp.mean(losses.collapse_penalty(posterior, objective.collapse_target))
+    entropy = jnp.mean(losses.component_entropy(posterior))
+    terms = {
+        "reconstruction": reconstruction_term,
+        "kl": kl,
+        "collapse_penalty": collapse,
+        "component_entropy": entropy,
+        "components_used": components_used(posterior, axis_name),
+        **_spread(coding, axis_name),
+    }
+    if objective.kl == "siwae":
+        # In place of 1 and 2, which are then reported alone: the same at T = K = 1.
+        weight = objective.reconstruction_weight / objective.kl_weight
+        siwae = jnp.mean(losses.mixture_siwae(-weight * errors, posterior, z, prior))
+        fit = -objective.kl_weight * siwae
+        terms["siwae"] = siwae
+    loss = (
+        fit
+        + objective.collapse_weight * collapse
+        - objective.component_entropy_weight * entropy
+    )
+    return loss, (terms, jax.lax.stop_gradient(moments))
+
+
+def _spread(coding: Autoencoding, axis_name: str) -> Metrics:
+    """How wide the components are, and how many units tell images apart."""
+    variance = jnp.exp(coding.posterior.log_var)
+    # Burda et al. 2016: a unit is active where the variance over images of its
+    # posterior mean exceeds 0.01.
+    mean = coding.posterior.moments()[0]
+    deviation = mean - jax.lax.pmean(jnp.mean(mean, axis=0), axis_name)[None]
+    spread = jax.lax.pmean(jnp.mean(jnp.square(deviation), axis=0), axis_name)
+    return {
+        "variance_mean": jnp.mean(variance),
+        "variance_min": jnp.min(variance),
+        "active_units": jnp.sum(spread > 0.01).astype(jnp.float32),
+    }
