@@ -48,15 +48,14 @@ def importance_weighted_log_likelihood(
     """
     prior = standard_normal(posterior.mean.shape[-1]) if prior is None else prior
 
-    def add(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
         z = posterior.sample(jax.random.fold_in(key, index))
         log_ratio = log_likelihood(z) + prior.log_prob(z) - posterior.log_prob(z)
         chex.assert_equal_shape([total, log_ratio])
-        return jnp.logaddexp(total, log_ratio), None
+        return jnp.logaddexp(total, log_ratio)
 
     nothing = jnp.full_like(posterior.log_weights[..., 0], -jnp.inf)
-    total, _ = jax.lax.scan(add, nothing, jnp.arange(samples))
-    return total - math.log(samples)
+    return jax.lax.fori_loop(0, samples, add, nothing) - math.log(samples)
 
 
 def aggregate_kl_bounds(posterior: GaussianMixture) -> tuple[jax.Array, jax.Array]:

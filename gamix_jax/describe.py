@@ -45,8 +45,12 @@ def parameter_table(config: ml_collections.ConfigDict) -> Table:
         row(f"  {module}", params[module], batch_stats.get(module, {}))
     # The networks and the heads apart, as the published code and its parameter counts
     # have them.
-    row("autoencoder", {k: v for k, v in params.items() if k != "head"}, batch_stats)
+    networks = {name: params[name] for name in ("encoder", "decoder")}
+    row("autoencoder", networks, batch_stats)
     row("mixture head", params["head"], {})
+    if config.model.prior != "normal":
+        rest = {k: v for k, v in params.items() if k not in (*networks, "head")}
+        row(f"prior ({config.model.prior})", rest, {})
     if config.adversarial.loss != "none":
         row(
             "discriminator", state.discriminator_params, state.discriminator_batch_stats

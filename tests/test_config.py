@@ -105,7 +105,18 @@ def test_unknown_and_mistyped_keys_are_refused_by_name():
         ("model.components", 0, "must be positive"),
         ("model.encoder_blocks", -1, "must not be negative"),
         ("discriminator.strides", (2,), "same length"),
-        ("objective.kl", "both", "one of aggregate, elbo"),
+        ("objective.kl", "both", "one of aggregate, elbo, siwae"),
+        ("objective.covariance", "banded", "one of diagonal, full"),
+        ("objective.moment_decay", 1.0, "below 1"),
+        ("objective.samples", 0, "must be positive"),
+        ("objective.component_entropy_weight", -1.0, "must not be negative"),
+        ("objective.component_entropy_weight", 1.0, "components above 1"),
+        ("objective.component_chunk", 2, "must divide the 1 draws"),
+        ("objective.component_chunk", 1, "group or affine"),
+        ("model.weights", "equal", "one of learned, uniform"),
+        ("model.prior", "flow", "one of normal, mixture, vamp"),
+        ("model.prior", "vamp", "elbo or siwae"),
+        ("model.prior_components", 0, "must be positive"),
         ("objective.variance", "within", "one of total, between"),
         ("objective.reconstruction_weight", float("nan"), "finite"),
         ("objective.collapse_target", 0.0, "must be positive"),
@@ -121,6 +132,53 @@ def test_unknown_and_mistyped_keys_are_refused_by_name():
 def test_bad_values_are_refused_with_what_they_may_be(key, value, sentence):
     config = default_config()
     config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=sentence) as error:
+        check_config(config, device_count=8)
+    assert f"config.{key}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "key", "sentence"),
+    [
+        (
+            {"objective.kl": "elbo", "objective.moment_decay": 0.9},
+            "objective.moment_decay",
+            "aggregate only",
+        ),
+        (
+            {"objective.kl": "siwae", "objective.covariance": "full"},
+            "objective.covariance",
+            "aggregate only",
+        ),
+        (
+            {"objective.kl": "elbo", "objective.variance": "between"},
+            "objective.variance",
+            "aggregate only",
+        ),
+        (
+            {"objective.kl": "siwae", "objective.kl_weight": 0.0},
+            "objective.kl_weight",
+            "divides",
+        ),
+        (
+            {"objective.variance": "between", "objective.covariance": "full"},
+            "objective.covariance",
+            "variance = total",
+        ),
+        (
+            {
+                "objective.component_entropy_weight": 1.0,
+                "model.components": 2,
+                "model.weights": "uniform",
+            },
+            "objective.component_entropy_weight",
+            "weights = learned",
+        ),
+    ],
+)
+def test_forms_that_do_not_go_together_are_refused(fields, key, sentence):
+    config = default_config()
+    config.update_from_flattened_dict(fields)
     with pytest.raises(InputError, match=sentence) as error:
         check_config(config, device_count=8)
     assert f"config.{key}" in str(error.value)

@@ -57,12 +57,14 @@ def test_autoencoder_shapes(size, channels, widths, components):
         image_size=size, channels=channels, widths=widths, components=components
     )
     images, keys = noise(2, size, size, channels), jax.random.split(KEY, 2)
-    posterior, z, reconstruction = jax.eval_shape(
-        lambda: model.init_with_output(KEY, images, keys)[0]
+    posterior, prior, z, reconstruction = jax.eval_shape(
+        lambda: model.init_with_output(KEY, images, keys, samples=3)[0]
     )
     chex.assert_shape(posterior.logits, (2, components))
-    chex.assert_shape([posterior.mean, posterior.log_var, z], (2, components, 4))
-    chex.assert_shape(reconstruction, (2, components, size, size, channels))
+    chex.assert_shape([posterior.mean, posterior.log_var], (2, components, 4))
+    chex.assert_shape([prior.mean, prior.log_var], (1, 4))
+    chex.assert_shape(z, (2, 3, components, 4))
+    chex.assert_shape(reconstruction, (2, 3, components, size, size, channels))
 
 
 def test_features_and_patches_shrink_as_said():
@@ -260,10 +262,9 @@ def test_bfloat16_computes_narrow_and_keeps_wide():
     wide, narrow = tiny(), tiny(dtype=jnp.bfloat16)
     variables = initialized(narrow, x, keys)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    posterior, z, reconstruction = narrow.apply(variables, x, keys)
-    assert {leaf.dtype for leaf in jax.tree.leaves((posterior, z, reconstruction))} == {
-        jnp.dtype("float32")
-    }
+    coding = narrow.apply(variables, x, keys)
+    z = coding.z
+    assert {leaf.dtype for leaf in jax.tree.leaves(coding)} == {jnp.dtype("float32")}
     features = narrow.apply(variables, x, method=lambda model, x: model.encoder(x))
     assert features.dtype == jnp.bfloat16
     # bfloat16 keeps 8 bits: relative errors of about 2^-8 a layer, a dozen layers
@@ -294,6 +295,6 @@ def test_decode_takes_any_leading_axes():
 def test_noise_belongs_to_the_image_not_to_the_batch():
     model, x, keys = tiny(components=2), noise(4, 8, 8, 1), jax.random.split(KEY, 4)
     variables = initialized(model, x, keys)
-    _, z, _ = model.apply(variables, x, keys)
-    _, last, _ = model.apply(variables, x[2:], keys[2:])
+    z = model.apply(variables, x, keys).z
+    last = model.apply(variables, x[2:], keys[2:]).z
     np.testing.assert_allclose(z[2:], last, rtol=1e-4, atol=1e-5)
