@@ -68,6 +68,8 @@ class MixturePrior(nn.Module):
 class PseudoInputs(nn.Module):
     """C learned images, whose posteriors' average is the VampPrior (Tomczak and Welling 2018).
 
+    Noise at first; training begins them at images of the data (`with_pseudo_inputs`).
+
     Attributes:
       count: C.
       image_size: height and width, pixels.
@@ -80,9 +82,9 @@ class PseudoInputs(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """[C, H, W, channels] in [-1, 1]."""
+        """[C, H, W, channels], about [-1, 1] but unbounded."""
         shape = (self.count, self.image_size, self.image_size, self.channels)
-        return jnp.tanh(self.param("images", nn.initializers.normal(1.0), shape))
+        return self.param("images", nn.initializers.normal(1.0), shape)
 
 
 class Autoencoding(NamedTuple):
