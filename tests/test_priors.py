@@ -141,7 +141,9 @@ def test_gradients_reach_the_prior(prior):
 def test_uniform_weights():
     model = tiny(image_size=8, channels=1, widths=(8,), components=3, weights="uniform")
     images, keys = noise(2, 8, 8, 1), jax.random.split(KEY, 2)
-    posterior = model.init_with_output(KEY, images, keys)[0].posterior
+    coding, variables = model.init_with_output(KEY, images, keys)
+    assert set(variables["params"]["head"]) == {"mean", "log_var"}
+    posterior = coding.posterior
     assert isinstance(posterior, GaussianMixture)
     np.testing.assert_allclose(posterior.weights, 1 / 3, rtol=1e-6)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gamix_jax import losses
+from gamix_jax.bounds import aggregate_kl_bounds, mutual_information_bounds
 from gamix_jax.config import default_config
 from gamix_jax.evaluate import evaluate
 from gamix_jax.mixture import aggregate_moments, standard_normal
@@ -342,7 +343,7 @@ def test_bfloat16_step_keeps_wide_state_and_close_losses():
         np.testing.assert_allclose(metrics[name], wide[name], rtol=0.05)
 
 
-def test_evaluation_counts_every_image_once_however_it_is_batched():
+def test_evaluation_counts_every_image_once_however_it_is_batched(monkeypatch):
     config = tiny_config()
     state, eval_step = (
         create_state(config),
@@ -379,9 +380,24 @@ def test_evaluation_counts_every_image_once_however_it_is_batched():
         "collapse_penalty": float(jnp.mean(losses.collapse_penalty(posterior))),
     }
     expected["psnr"] = 10 * np.log10(4 / expected["squared_error"])
+    mean_weights = weights.mean(0)
+    expected["components_used"] = np.exp(-mean_weights @ np.log(mean_weights))
+    expected["bounded_images"] = 20
+    for name, bounds in (
+        ("aggregate_kl", aggregate_kl_bounds(posterior)),
+        ("mutual_information", mutual_information_bounds(posterior)),
+    ):
+        lower, upper = map(float, bounds)
+        expected |= {f"{name}_lower": lower, f"{name}_upper": upper}
     assert {name: results[0][name] for name in expected} == pytest.approx(
         expected, rel=1e-4
     )
+    # Ten components at most: the first five images.
+    monkeypatch.setattr("gamix_jax.evaluate.BOUNDED_COMPONENTS", 10)
+    first = evaluate(eval_step, state, batches(8))
+    assert first["bounded_images"] == 5
+    lower, _ = aggregate_kl_bounds(jax.tree.map(lambda x: x[:5], posterior))
+    assert first["aggregate_kl_lower"] == pytest.approx(float(lower), rel=1e-4)
     z = jnp.stack(
         [
             jax.tree.map(lambda leaf: leaf[i], posterior).stratified_sample(
