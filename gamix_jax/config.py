@@ -46,6 +46,7 @@ NOT_NEGATIVE = (
     "model.encoder_blocks",
     "model.decoder_blocks",
     "objective.kl_weight",
+    "objective.kl_warmup",
     "objective.collapse_weight",
     "objective.component_entropy_weight",
     "objective.component_chunk",
@@ -129,6 +130,9 @@ def default_config() -> ml_collections.ConfigDict:
     # and prior normal, else stratified) | siwae (importance-weighted, reconstruction within)
     objective.kl = "aggregate"
     objective.kl_weight = 1.0
+    objective.kl_warmup = (
+        0  # steps over which kl_weight rises in a line from 0; learned priors need it
+    )
     objective.samples = 1  # T, draws from each component; the decoder runs T K times
     # 0 decodes all T K draws of an image at once; n: n at a time, computed again for the
     # gradient: less memory, about a third more time in the decoder

@@ -16,7 +16,7 @@ def autoencoder_objective(
     images: jax.Array,
     coding: Autoencoding,
     memory: AggregateMoments,
-    memory_weight: jax.Array,
+    step: jax.Array,
     axis_name: str,
 ) -> tuple[jax.Array, tuple[Metrics, AggregateMoments]]:
     """The autoencoder's loss but for the adversarial term (arXiv 2309.13160).
@@ -26,7 +26,7 @@ def autoencoder_objective(
       images: [B, H, W, C] in [-1, 1].
       coding: what the autoencoder makes of them.
       memory: the aggregate's moments after the step before.
-      memory_weight: of this batch in them, in (0, 1].
+      step: steps done before this one.
       axis_name: mapped axis of the replicas.
 
     Returns:
@@ -41,16 +41,19 @@ def autoencoder_objective(
     # 1. reconstruction: (1/T) sum_t sum_k pi_k |x - x^_tk|
     errors = losses.component_errors(images, reconstruction)
     reconstruction_term = jnp.mean(jnp.sum(posterior.weights[:, None] * errors, axis=2))
+    # At first the plain average of all steps, which owes nothing to how it began.
+    newest = jnp.maximum(1.0 - objective.moment_decay, 1.0 / (1.0 + step))
+    moments = remembered_moments(posterior, memory, newest, axis_name)
     # 2. KL: of the aggregate, 1/2 (m.m + tr C - D - log det C) with C diagonal or full;
     # or the mean of each image's
-    moments = remembered_moments(posterior, memory, memory_weight, axis_name)
     if objective.kl == "aggregate":
         kl = losses.aggregate_kl(moments, objective.variance, objective.covariance)
     else:
         kl = jnp.mean(losses.posterior_kl(posterior, z, prior))
-    fit = (
-        objective.reconstruction_weight * reconstruction_term + objective.kl_weight * kl
+    kl_weight = objective.kl_weight * jnp.minimum(
+        1.0, (1.0 + step) / max(1, objective.kl_warmup)
     )
+    fit = objective.reconstruction_weight * reconstruction_term + kl_weight * kl
     # 3. collapse = sum_k pi_k sum_d (exp s / t - 1 - log(exp s / t))
     collapse = jnp.mean(losses.collapse_penalty(posterior, objective.collapse_target))
     entropy = jnp.mean(losses.component_entropy(posterior))
@@ -64,9 +67,9 @@ def autoencoder_objective(
     }
     if objective.kl == "siwae":
         # In place of 1 and 2, which are then reported alone: the same at T = K = 1.
-        weight = objective.reconstruction_weight / objective.kl_weight
+        weight = objective.reconstruction_weight / kl_weight
         siwae = jnp.mean(losses.mixture_siwae(-weight * errors, posterior, z, prior))
-        fit = -objective.kl_weight * siwae
+        fit = -kl_weight * siwae
         terms["siwae"] = siwae
     loss = (
         fit

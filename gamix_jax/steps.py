@@ -60,13 +60,9 @@ def make_train_step(
             state.generator_params,
             has_aux=True,
         )
-        # At first the plain average of all steps, which owes nothing to how it began.
-        memory_weight = jnp.maximum(
-            1.0 - config.objective.moment_decay, 1.0 / (1.0 + state.step)
-        )
         (loss, (metrics, moments)), cotangent = jax.value_and_grad(
             lambda coding: autoencoder_objective(
-                config, images, coding, state.moments, memory_weight, AXIS
+                config, images, coding, state.moments, state.step, AXIS
             ),
             has_aux=True,
         )(coding)

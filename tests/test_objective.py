@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from test_mixture import random_mixture
+from test_models import tiny
 from test_steps import BATCH, gradients, images, run, tiny_config
 
 from gamix_jax import losses
@@ -23,7 +24,7 @@ from gamix_jax.steps import AXIS, scale_images
 T, K, D = 3, 2, 4
 
 
-def objective(config, coding, memory=None, weight=1.0, replicas=4):
+def objective(config, coding, memory=None, step=0, replicas=4):
     """Loss, terms and moments, the batch spread over vmapped replicas; the loss is their mean."""
     x = scale_images(images())
     zeros = jnp.zeros(D)
@@ -39,7 +40,7 @@ def objective(config, coding, memory=None, weight=1.0, replicas=4):
     loss, (terms, moments) = jax.jit(
         jax.vmap(
             lambda coding, x: autoencoder_objective(
-                config, x, coding._replace(prior=prior), memory, weight, AXIS
+                config, x, coding._replace(prior=prior), memory, step, AXIS
             ),
             axis_name=AXIS,
         )
@@ -96,6 +97,19 @@ def test_siwae_objective():
     np.testing.assert_allclose(terms["kl"], elbo_terms["kl"])
 
 
+@pytest.mark.parametrize("form", ["elbo", "siwae"])
+def test_warm_up(form):
+    """At step 3 of a warm-up of 8, before its update, half the KL weight; from step 7 on all of it."""
+    code = coding()
+    fields = {"objective__kl": form, "objective__samples": T}
+    warm = tiny_config(**fields, objective__kl_weight=0.7, objective__kl_warmup=8)
+    for step, weight in ((3, 0.35), (7, 0.7), (100, 0.7)):
+        plain = tiny_config(**fields, objective__kl_weight=weight)
+        np.testing.assert_allclose(
+            objective(warm, code, step=step)[0], objective(plain, code)[0], rtol=1e-6
+        )
+
+
 def test_one_draw_of_one_component_has_the_kl_in_closed_form():
     code = coding(components=1, samples=1)
     _, terms, _ = objective(tiny_config(objective__kl="elbo"), code)
@@ -118,8 +132,8 @@ def test_aggregate_objective_with_memory(covariance):
     code = coding(samples=1)
     full = covariance == "full"
     memory = aggregate_moments(random_mixture(9, dimensions=D), covariance=full)
-    config = tiny_config(objective__covariance=covariance)
-    _, terms, moments = objective(config, code, memory, weight=0.1)
+    config = tiny_config(objective__covariance=covariance, objective__moment_decay=0.9)
+    _, terms, moments = objective(config, code, memory, step=100)
     batch = aggregate_moments(code.posterior, covariance=full)
     expected = memory.pool(batch, 0.1)
     chex.assert_trees_all_close(moments, expected, rtol=1e-5, atol=1e-6)
@@ -206,6 +220,20 @@ def test_chunks_do_not_change_a_step():
         rtol=1e-3,
         atol=1e-5,
     )
+
+
+def test_chunks_save_memory():
+    """Of 8 components one at a time: less than half of the gradient's temporary arrays."""
+    model = tiny(image_size=16, channels=1, widths=(16, 16), components=8)
+    x, keys = jnp.zeros((8, 16, 16, 1)), jax.random.split(jax.random.key(0), 8)
+    variables = jax.eval_shape(model.init, keys[0], x, keys)
+
+    def temporary(chunk):
+        loss = lambda v: jnp.sum(model.apply(v, x, keys, chunk=chunk).reconstruction)
+        compiled = jax.jit(jax.grad(loss)).lower(variables).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(1) < temporary(0) / 2
 
 
 def test_memory_in_the_step():
