@@ -6,7 +6,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 from gamix_jax.mixture import AggregateMoments
@@ -114,18 +113,3 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
         )
 
     return initialize(jax.random.key(config.seed))
-
-
-def with_pseudo_inputs(state: TrainState, images: np.ndarray) -> TrainState:
-    """The state at step 0 with a VampPrior whose pseudo-inputs are `images`, float32 [C, H, W, channels] in [-1, 1].
-
-    From noise, posteriors that are all alike explain the prior at once, and digits took
-    twice as many steps to leave that state.
-    """
-
-    def put(params: Any) -> Any:
-        return {**params, "pseudo_inputs": {"images": np.array(images)}}
-
-    return state.replace(
-        generator_params=put(state.generator_params), ema_params=put(state.ema_params)
-    )

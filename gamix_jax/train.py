@@ -19,7 +19,7 @@ from gamix_jax.errors import InputError
 from gamix_jax.evaluate import evaluate
 from gamix_jax.logs import MetricLog, ProgressBar
 from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
-from gamix_jax.state import TrainState, create_state, with_pseudo_inputs
+from gamix_jax.state import TrainState, create_state
 from gamix_jax.steps import make_steps, scale_images
 
 SAMPLES, RECONSTRUCTIONS = 64, 32  # in a picture
@@ -81,10 +81,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
             state, saved = checkpoints.restore(state)
             _check_origin(saved["origin"], origin)
             batches.set_state(saved["position"])
-        elif config.model.prior == "vamp":
-            state = with_pseudo_inputs(
-                state, _spread(images["train"], config.model.prior_components)
-            )
         if int(state.step) >= config.train.steps:
             console.print(
                 f"{workdir} holds {int(state.step)} steps already; raise "
@@ -109,12 +105,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     finally:
         batches.close()
         checkpoints.close()
-
-
-def _spread(images: data.Images, count: int) -> np.ndarray:
-    """`count` images of the set, evenly spaced, scaled to [-1, 1]; the same in every process."""
-    chosen = [images[i * len(images) // count] for i in range(count)]
-    return np.asarray(scale_images(np.stack(chosen)))
 
 
 def _origin(config: ml_collections.ConfigDict, count: int) -> dict[str, Any]:

@@ -68,7 +68,9 @@ class MixturePrior(nn.Module):
 class PseudoInputs(nn.Module):
     """C learned images, whose posteriors' average is the VampPrior (Tomczak and Welling 2018).
 
-    Noise at first; training begins them at images of the data (`with_pseudo_inputs`).
+    Noise at first. Posteriors that are all alike then explain the prior at once, a state
+    that training leaves late or never unless the KL's weight begins at 0
+    (objective.kl_warmup).
 
     Attributes:
       count: C.
