@@ -50,11 +50,9 @@ class Encoder(nn.Module):
 
 def elbo(q: GaussianMixture, x: jax.Array, key: jax.Array, samples: int) -> jax.Array:
     """[B], nats."""
-    z = jax.vmap(lambda q, key: q.stratified_sample(key, (samples,)))(
-        q, jax.random.split(key, len(x))
-    )
+    z = q.stratified_sample(key, (samples,))
     log_likelihood = jax.scipy.stats.norm.logpdf(
-        x[:, None, None], jnp.abs(z[..., 0]), NOISE
+        x[None, :, None], jnp.abs(z[..., 0]), NOISE
     )
     return losses.mixture_elbo(log_likelihood, q, z)
 

@@ -1,6 +1,6 @@
 """Bounds on what has no closed form: the evidence, and how far the aggregate posterior is from N(0, I).
 
-For evaluation, though all can be differentiated. For the bounds on the aggregate see
+For evaluation, though all can be differentiated (where the log-likelihood is finite). For the bounds on the aggregate see
 Kolchinsky and Tracey 2017, "Estimating mixture entropy with pairwise distances", here KT.
 """
 
@@ -40,19 +40,21 @@ def importance_weighted_log_likelihood(
       log_likelihood: z [..., D] to log p(x|z) [...], nats, of the leading shape of
         `posterior`; traced once.
       posterior: q(z|x), any leading axes.
-      samples: L.
+      samples: L, a Python integer.
       prior: p(z), a mixture without leading axes; None is N(0, I).
 
     Returns:
       [...], nats.
     """
+    chex.assert_scalar_positive(samples)
     prior = standard_normal(posterior.mean.shape[-1]) if prior is None else prior
+    chex.assert_rank(prior.logits, 1)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
         z = posterior.sample(jax.random.fold_in(key, index))
-        log_ratio = log_likelihood(z) + prior.log_prob(z) - posterior.log_prob(z)
-        chex.assert_equal_shape([total, log_ratio])
-        return jnp.logaddexp(total, log_ratio)
+        given = log_likelihood(z)
+        chex.assert_equal_shape([given, total])
+        return jnp.logaddexp(total, given + prior.log_prob(z) - posterior.log_prob(z))
 
     nothing = jnp.full_like(posterior.log_weights[..., 0], -jnp.inf)
     return jax.lax.fori_loop(0, samples, add, nothing) - math.log(samples)

@@ -256,7 +256,7 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
         )
     if objective.kl == "siwae" and objective.kl_weight == 0:
         raise InputError(
-            'config.objective.kl_weight is 0; config.objective.kl = "siwae" divides the reconstruction weight by it.'
+            'config.objective.kl_weight is 0; config.objective.kl = "siwae" divides the reconstruction weight by it; set it above 0.'
         )
     if objective.kl != "aggregate":
         for key, default in (

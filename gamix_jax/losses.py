@@ -20,7 +20,10 @@ from gamix_jax.mixture import (
 
 
 def absolute_error(images: jax.Array, reconstruction: jax.Array) -> jax.Array:
-    """Mean absolute error of each image; a Laplace likelihood of scale 1/w up to constants when weighted by w.
+    """Mean absolute error of each image.
+
+    Weighted by w it is, but for a constant, minus the log-likelihood of P independent
+    values with Laplace noise of scale P / w; the constant is P log(2 P / w).
 
     Args:
       images: [B, ...].
@@ -35,8 +38,8 @@ def absolute_error(images: jax.Array, reconstruction: jax.Array) -> jax.Array:
 
 
 def component_errors(images: jax.Array, reconstruction: jax.Array) -> jax.Array:
-    """Mean absolute error of each reconstruction of an image: images [B, ...], reconstruction [B, T, K, ...] to [B, T, K]."""
-    repeated = jnp.broadcast_to(images[:, None, None], reconstruction.shape)
+    """Mean absolute error of each reconstruction of an image: images [B, ...], reconstruction [T, B, K, ...] to [T, B, K]."""
+    repeated = jnp.broadcast_to(images[None, :, None], reconstruction.shape)
     flat = (-1, *images.shape[1:])
     return absolute_error(repeated.reshape(flat), reconstruction.reshape(flat)).reshape(
         reconstruction.shape[:3]
@@ -154,7 +157,8 @@ def collapse_penalty(posterior: GaussianMixture, target: float = 1.0) -> jax.Arr
 
 def component_entropy(posterior: GaussianMixture) -> jax.Array:
     """Entropy of each image's weights, -sum_k pi_k log pi_k: [...], from 0 (one component does all) to log K, nats."""
-    return jnp.sum(jax.scipy.special.entr(posterior.weights), axis=-1)
+    # By log_softmax: where a weight underflows to 0, x log x has an infinite derivative.
+    return jnp.sum(-posterior.weights * posterior.log_weights, axis=-1)
 
 
 def mixture_elbo(
@@ -171,16 +175,16 @@ def mixture_elbo(
     minus `posterior_kl` is the same in expectation, with less variance.
 
     Args:
-      log_likelihood: [B, T, K], log p(x|z_tk), nats.
+      log_likelihood: [T, B, K], log p(x|z_tk), nats.
       posterior: logits [B, K], mean and log_var [B, K, D].
-      z: [B, T, K, D], T draws from each component (`stratified_sample`).
+      z: [T, B, K, D], `posterior.stratified_sample(key, (T,))`.
       prior: p(z), a mixture without leading axes; None is N(0, I).
 
     Returns:
       [B], nats.
     """
     log_ratio = _log_ratio(log_likelihood, posterior, z, prior)
-    return jnp.mean(jnp.sum(posterior.weights[:, None] * log_ratio, axis=2), axis=1)
+    return jnp.mean(jnp.sum(posterior.weights[None] * log_ratio, axis=2), axis=0)
 
 
 def posterior_kl(
@@ -190,7 +194,7 @@ def posterior_kl(
 
     Args:
       posterior: logits [B, K], mean and log_var [B, K, D].
-      z: [B, T, K, D], T draws from each component.
+      z: [T, B, K, D], `posterior.stratified_sample(key, (T,))`.
       prior: p(z), a mixture without leading axes; None is N(0, I).
 
     Returns:
@@ -217,8 +221,8 @@ def mixture_siwae(
       [B], nats.
     """
     log_ratio = _log_ratio(log_likelihood, posterior, z, prior)
-    log_terms = posterior.log_weights[:, None] + log_ratio
-    return jax.nn.logsumexp(log_terms, axis=(1, 2)) - math.log(z.shape[1])
+    log_terms = posterior.log_weights[None] + log_ratio
+    return jax.nn.logsumexp(log_terms, axis=(0, 2)) - math.log(len(z))
 
 
 def _log_ratio(
@@ -227,14 +231,15 @@ def _log_ratio(
     z: jax.Array,
     prior: GaussianMixture | None,
 ) -> jax.Array:
-    """log p(x|z) + log p(z) - log q(z|x), [B, T, K]."""
+    """log p(x|z) + log p(z) - log q(z|x), [T, B, K]."""
     posterior.check_shapes()
     chex.assert_rank(z, 4)
-    chex.assert_equal_shape([z[:, 0], posterior.mean])
+    chex.assert_equal_shape([z[0], posterior.mean])
     chex.assert_equal_shape([log_likelihood, z[..., 0]])
     prior = standard_normal(z.shape[-1]) if prior is None else prior
+    chex.assert_rank(prior.logits, 1)
     # Every draw of an image is scored by that image's whole mixture.
-    each = jax.tree.map(lambda x: x[:, None, None], posterior)
+    each = jax.tree.map(lambda x: x[:, None], posterior)
     return at_least_float32(log_likelihood) + prior.log_prob(z) - each.log_prob(z)
 
 

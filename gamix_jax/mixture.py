@@ -279,4 +279,6 @@ def components_used(
     weights = jnp.mean(posterior.weights.reshape(-1, posterior.logits.shape[-1]), 0)
     if axis_name is not None:
         weights = jax.lax.pmean(weights, axis_name)
-    return jnp.exp(jnp.sum(jax.scipy.special.entr(weights)))
+    # The floor keeps the gradient finite where no image uses a component.
+    floor = jnp.finfo(weights.dtype).tiny
+    return jnp.exp(-jnp.sum(weights * jnp.log(jnp.maximum(weights, floor))))

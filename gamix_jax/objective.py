@@ -40,7 +40,7 @@ def autoencoder_objective(
         prior = None  # as losses call N(0, I)
     # 1. reconstruction: (1/T) sum_t sum_k pi_k |x - x^_tk|
     errors = losses.component_errors(images, reconstruction)
-    reconstruction_term = jnp.mean(jnp.sum(posterior.weights[:, None] * errors, axis=2))
+    reconstruction_term = jnp.mean(jnp.sum(posterior.weights[None] * errors, axis=2))
     # At first the plain average of all steps, which owes nothing to how it began.
     newest = jnp.maximum(1.0 - objective.moment_decay, 1.0 / (1.0 + step))
     moments = remembered_moments(posterior, memory, newest, axis_name)

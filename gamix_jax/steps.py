@@ -11,6 +11,7 @@ import optax
 from gamix_jax import losses
 from gamix_jax.adversarial import play_adversaries
 from gamix_jax.mixture import GaussianMixture
+from gamix_jax.models import draw_for_each
 from gamix_jax.objective import Metrics, autoencoder_objective
 from gamix_jax.state import TrainState, make_models, make_optimizers
 
@@ -146,8 +147,8 @@ def _autoencode(
         component = jax.vmap(jax.random.categorical)(
             keys[:, 1], coding.posterior.log_weights
         )
-        fake = jax.vmap(lambda images, k: images[0, k])(
-            coding.reconstruction, component
+        fake = jax.vmap(lambda images, k: images[k])(
+            coding.reconstruction[0], component
         )
         return (coding, fake), updates.get("batch_stats", {})
 
@@ -208,12 +209,12 @@ def make_eval_step(
             if config.model.prior == "normal"
             else autoencoder.apply(variables, method="latent_prior")
         )
-        z = jax.vmap(lambda q, key: q.stratified_sample(key, (1,)))(posterior, keys)
+        z = draw_for_each(posterior, keys, samples=1)
         reconstruction = autoencoder.apply(variables, posterior.mean, method="decode")
         squared_error = jnp.mean(
             jnp.square(images[:, None] - reconstruction), axis=(2, 3, 4)
         )
-        absolute_error = losses.component_errors(images, reconstruction[:, None])[:, 0]
+        absolute_error = losses.component_errors(images, reconstruction[None])[0]
         weights = posterior.weights
 
         def expectation(x: jax.Array) -> jax.Array:

@@ -80,27 +80,27 @@ def full_kl(m, c):
 
 
 def log_ratio(log_likelihood, logits, mean, log_var, z):
-    """log p(x|z) + log p(z) - log q(z|x), prior N(0, I): [N, T, K]."""
+    """log p(x|z) + log p(z) - log q(z|x), prior N(0, I): [T, N, K]."""
     result = np.zeros(z.shape[:3])
-    for i, t, k in np.ndindex(result.shape):
+    for t, i, k in np.ndindex(result.shape):
         log_q = log_prob(
-            z[i, t, k][None], logits[i][None], mean[i][None], log_var[i][None]
+            z[t, i, k][None], logits[i][None], mean[i][None], log_var[i][None]
         )[0]
-        log_prior = stats.norm.logpdf(np.float64(z[i, t, k])).sum()
-        result[i, t, k] = log_likelihood[i, t, k] + log_prior - log_q
+        log_prior = stats.norm.logpdf(np.float64(z[t, i, k])).sum()
+        result[t, i, k] = log_likelihood[t, i, k] + log_prior - log_q
     return result
 
 
 def mixture_elbo(log_likelihood, logits, mean, log_var, z):
     """[N]."""
     ratio = log_ratio(log_likelihood, logits, mean, log_var, z)
-    return np.einsum("nk,ntk->n", softmax(logits), ratio) / z.shape[1]
+    return np.einsum("nk,tnk->n", softmax(logits), ratio) / len(z)
 
 
 def mixture_siwae(log_likelihood, logits, mean, log_var, z):
     """[N]."""
     ratio = np.exp(log_ratio(log_likelihood, logits, mean, log_var, z))
-    return np.log(np.einsum("nk,ntk->n", softmax(logits), ratio) / z.shape[1])
+    return np.log(np.einsum("nk,tnk->n", softmax(logits), ratio) / len(z))
 
 
 def hinge_discriminator_loss(real, fake):

@@ -22,9 +22,8 @@ ORACLES = (oracles.mixture_elbo, oracles.mixture_siwae)
 
 
 def draws(q, samples=T, seed=0):
-    """z [N, T, K, D] from posteriors [N]."""
-    z = q.stratified_sample(jax.random.key(seed), (samples,))
-    return jnp.moveaxis(z, 0, 1)
+    """z [T, N, K, D] from posteriors [N]."""
+    return q.stratified_sample(jax.random.key(seed), (samples,))
 
 
 def random_terms(dtype=np.float32, **shape):
@@ -89,7 +88,7 @@ def test_siwae_is_at_least_the_elbo_on_the_same_draws():
     elbo, siwae = (jax.jit(bound)(log_likelihood, q, z) for bound in BOUNDS)
     assert np.all(siwae > elbo + 1e-4)  # Jensen, strictly: the terms differ
     log_likelihood, q, z = random_terms(components=1)
-    one = (log_likelihood[:, :1], q, z[:, :1])
+    one = (log_likelihood[:1], q, z[:1])
     np.testing.assert_allclose(
         losses.mixture_siwae(*one), losses.mixture_elbo(*one), rtol=1e-6
     )
@@ -330,9 +329,9 @@ def fit_two_modes(components, x, noise=0.3):
     )
 
     def elbo(q, key, samples):
-        z = jnp.moveaxis(q.stratified_sample(key, (samples,)), 0, 1)
+        z = q.stratified_sample(key, (samples,))
         log_likelihood = jax.scipy.stats.norm.logpdf(
-            jnp.broadcast_to(x.reshape(-1, 1, 1), z.shape[:3]),
+            jnp.broadcast_to(x.reshape(1, -1, 1), z.shape[:3]),
             jnp.abs(z[..., 0]),
             noise,
         )

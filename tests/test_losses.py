@@ -24,8 +24,8 @@ def logits_pair(seed=0, scale=2.0, dtype=np.float32):
 
 
 def stratified(q, seed=0):
-    """z [N, 1, K, D]."""
-    return np.asarray(q.stratified_sample(jax.random.key(seed)))[:, None]
+    """z [1, N, K, D]."""
+    return np.asarray(q.stratified_sample(jax.random.key(seed), (1,)))
 
 
 # Values
@@ -246,8 +246,8 @@ def test_the_same_number_under_jit_pmap_and_undivided():
     images, reconstruction = (
         np.random.default_rng(0).uniform(-1, 1, (2, N, 4, 4, 1)).astype(np.float32)
     )
-    z = stratified(q)
-    log_likelihood = np.random.default_rng(3).normal(size=(N, 1, K)).astype(np.float32)
+    z = stratified(q)[0]  # images first, to be split
+    log_likelihood = np.random.default_rng(3).normal(size=(N, K)).astype(np.float32)
 
     def all_losses(batch, axis_name=None):
         images, reconstruction, q, z, log_likelihood, real, fake = batch
@@ -255,7 +255,7 @@ def test_the_same_number_under_jit_pmap_and_undivided():
         means = {
             "absolute_error": jnp.mean(losses.absolute_error(images, reconstruction)),
             "collapse": jnp.mean(losses.collapse_penalty(q)),
-            "elbo": jnp.mean(losses.mixture_elbo(log_likelihood, q, z)),
+            "elbo": jnp.mean(losses.mixture_elbo(log_likelihood[None], q, z[None])),
             "hinge_d": losses.hinge_discriminator_loss(real, fake),
             "hinge_g": losses.hinge_generator_loss(fake),
             "bce_d": losses.bce_discriminator_loss(real, fake),
@@ -314,7 +314,7 @@ def test_finite_at_the_extremes(log_var, logit):
     real = jnp.full((N, 2, 2, 1), logit)
 
     def total(q, real):
-        z = q.stratified_sample(jax.random.key(0))[:, None]
+        z = q.stratified_sample(jax.random.key(0), (1,))
         kls = [
             losses.aggregate_kl(aggregate_moments(q), v) for v in ("total", "between")
         ]
@@ -325,7 +325,7 @@ def test_finite_at_the_extremes(log_var, logit):
         ] + [losses.bce_generator_loss(real), losses.hinge_generator_loss(real)]
         images = [
             jnp.sum(losses.collapse_penalty(q)),
-            jnp.sum(losses.mixture_elbo(jnp.zeros((N, 1, K)), q, z)),
+            jnp.sum(losses.mixture_elbo(jnp.zeros((1, N, K)), q, z)),
         ]
         return sum(kls + adversarial + images)
 
@@ -352,7 +352,7 @@ def test_bfloat16_is_computed_in_float32():
         losses.absolute_error(real, fake),
         losses.collapse_penalty(q),
         losses.aggregate_kl(aggregate_moments(q)),
-        losses.mixture_elbo(jnp.zeros((N, 1, K), jnp.bfloat16), q, q.mean[:, None]),
+        losses.mixture_elbo(jnp.zeros((1, N, K), jnp.bfloat16), q, q.mean[None]),
         losses.hinge_discriminator_loss(real, fake),
         losses.hinge_generator_loss(fake),
         losses.bce_discriminator_loss(real, fake),
@@ -366,9 +366,11 @@ def test_wrong_shapes_are_named():
     with pytest.raises(AssertionError, match=r"\(2, 4, 4, 1\).*\(2, 4, 4, 3\)"):
         losses.absolute_error(np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4, 3)))
     with pytest.raises(AssertionError, match=r"\(16, 1, 4\).*\(16, 3, 4\)"):
-        losses.mixture_elbo(np.zeros((N, 1, K)), q, np.zeros((N, 1, 1, D)))
-    with pytest.raises(AssertionError, match=r"\(16, 3\).*\(16, 1, 3\)"):
-        losses.mixture_elbo(np.zeros((N, K)), q, np.zeros((N, 1, K, D)))
+        losses.mixture_elbo(np.zeros((1, N, K)), q, np.zeros((1, N, 1, D)))
+    with pytest.raises(AssertionError, match=r"\(16, 3\).*\(1, 16, 3\)"):
+        losses.mixture_elbo(np.zeros((N, K)), q, np.zeros((1, N, K, D)))
+    with pytest.raises(AssertionError, match="rank"):  # a prior for each image
+        losses.mixture_elbo(np.zeros((1, N, K)), q, np.zeros((1, N, K, D)), q)
     with pytest.raises(AssertionError, match=r"\(16, 2, 2, 1\).*\(16, 4, 4, 1\)"):
         losses.hinge_discriminator_loss(np.zeros((N, 2, 2, 1)), np.zeros((N, 4, 4, 1)))
     with pytest.raises(AssertionError, match=r"\(16, 2, 2, 1\).*\(16, 4, 4, 1\)"):

@@ -222,6 +222,16 @@ def test_weight_one_forgets_the_memory():
         np.testing.assert_array_equal(ours, value)
 
 
+@pytest.mark.parametrize("gap", [50.0, 90.0, 200.0, 1e4])
+def test_gradients_are_finite_where_a_weight_underflows(gap):
+    """From a gap of 88 between logits on a float32 weight is 0, and x log x has an infinite slope there."""
+    q = random_mixture().replace(logits=np.tile(np.float32([gap, 0, 0]), (N, 1)))
+    for function in (losses.component_entropy, components_used):
+        value, gradient = jax.value_and_grad(lambda q: jnp.sum(function(q)))(q)
+        assert np.isfinite(value)
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient))
+
+
 def test_components_used():
     """Perplexity by scipy's entropy; 1 where one component does all, K where all are equal, whatever each image prefers."""
     q = random_mixture()

@@ -32,16 +32,25 @@ def objective(config, coding, memory=None, step=0, replicas=4):
     memory = memory or AggregateMoments(
         zeros, zeros, zeros, jnp.diag(zeros) if full else None
     )
-    rows = lambda tree: jax.tree.map(
-        lambda leaf: leaf.reshape(replicas, -1, *leaf.shape[1:]), tree
+
+    def rows(tree, axis=0):
+        return jax.tree.map(
+            lambda x: x.reshape(*x.shape[:axis], replicas, -1, *x.shape[axis + 1 :]),
+            tree,
+        )
+
+    spread = Autoencoding(
+        rows(coding.posterior),
+        coding.prior,
+        rows(coding.z, axis=1),
+        rows(coding.reconstruction, axis=1),
     )
-    prior = coding.prior
-    spread = rows(coding._replace(prior=None))
     loss, (terms, moments) = jax.jit(
         jax.vmap(
             lambda coding, x: autoencoder_objective(
-                config, x, coding._replace(prior=prior), memory, step, AXIS
+                config, x, coding, memory, step, AXIS
             ),
+            in_axes=(Autoencoding(0, None, 1, 1), 0),
             axis_name=AXIS,
         )
     )(spread, rows(x))
@@ -51,16 +60,16 @@ def objective(config, coding, memory=None, step=0, replicas=4):
 
 def coding(components=K, samples=T, prior=None):
     q = random_mixture(shape=(BATCH,), components=components, dimensions=D)
-    z = jnp.moveaxis(q.stratified_sample(jax.random.key(0), (samples,)), 0, 1)
+    z = q.stratified_sample(jax.random.key(0), (samples,))
     rng = np.random.default_rng(1)
-    reconstruction = rng.uniform(-1, 1, (BATCH, samples, components, 8, 8, 1))
+    reconstruction = rng.uniform(-1, 1, (samples, BATCH, components, 8, 8, 1))
     prior = standard_normal(D) if prior is None else prior
     return Autoencoding(q, prior, z, reconstruction.astype(np.float32))
 
 
 def errors_of(code):
-    """Mean absolute errors [B, T, K], float64."""
-    x = np.float64(scale_images(images()))[:, None, None]
+    """Mean absolute errors [T, B, K], float64."""
+    x = np.float64(scale_images(images()))[None, :, None]
     return np.abs(x - code.reconstruction).mean((3, 4, 5))
 
 
@@ -75,7 +84,7 @@ def test_elbo_objective():
     )
     loss, terms, _ = objective(config, code)
     q = code.posterior
-    error = np.mean(np.sum(np.asarray(q.weights)[:, None] * errors_of(code), 2))
+    error = np.mean(np.sum(np.asarray(q.weights)[None] * errors_of(code), 2))
     kl = jnp.mean(losses.posterior_kl(q, code.z))
     expected = 3.0 * error + 0.7 * kl + 0.1 * jnp.mean(losses.collapse_penalty(q))
     expected -= 0.2 * jnp.mean(losses.component_entropy(q))

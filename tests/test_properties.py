@@ -26,16 +26,15 @@ def arrays(shape, most):
 mixtures = st.builds(
     GaussianMixture, arrays((N, K), 8), arrays((N, K, D), 4), arrays((N, K, D), 5)
 )
-draws = arrays((N, T, K, D), 5)
-likelihoods = arrays((N, T, K), 10)
+draws = arrays((T, N, K, D), 5)
+likelihoods = arrays((T, N, K), 10)
 
 
 @jax.jit
 def of_images(q, z, log_likelihood):
     """Everything that has a value for each image."""
-    each = jax.tree.map(lambda x: x[:, None], q)
     return {
-        "log_prob": each.log_prob(z[:, :, 0]),
+        "log_prob": q.log_prob(z[:, :, 0]).T,
         "moments": q.moments(),
         "collapse": losses.collapse_penalty(q),
         "elbo": losses.mixture_elbo(log_likelihood, q, z),
@@ -103,7 +102,7 @@ def test_the_batch_may_be_permuted(q, z, log_likelihood, order):
     order = np.array(order)
     permuted = jax.tree.map(lambda x: x[order], q)
     expected = jax.tree.map(lambda x: x[order], of_images(q, z, log_likelihood))
-    assert_close(of_images(permuted, z[order], log_likelihood[order]), expected)
+    assert_close(of_images(permuted, z[:, order], log_likelihood[:, order]), expected)
     assert_close(of_batch(permuted), of_batch(q))
     assert_close(components_used(permuted), components_used(q))
 
@@ -118,7 +117,7 @@ def test_densities_move_and_stretch_with_z(q, z, shift, scale, mirrored):
     moved = q.replace(
         mean=factor * q.mean + shift, log_var=q.log_var + np.float32(2 * np.log(scale))
     )
-    zeros = np.zeros((N, T, K), np.float32)
+    zeros = np.zeros((T, N, K), np.float32)
     before = of_images(q, z, zeros)["log_prob"]
     after = of_images(moved, (factor * z + shift).astype(np.float32), zeros)["log_prob"]
     # Distances in units of a deviation, e^-2.5 at least, are rounded: their squares are
@@ -169,7 +168,7 @@ def test_one_component_is_a_gaussian(x64):
         log_prob = normal.log_prob(z)
         kl = dist.kl_divergence(normal, standard)
     np.testing.assert_allclose(q.log_prob(z), log_prob, rtol=1e-12)
-    np.testing.assert_allclose(losses.posterior_kl(q, q.mean[:, None]), kl, rtol=1e-12)
+    np.testing.assert_allclose(losses.posterior_kl(q, q.mean[None]), kl, rtol=1e-12)
     mean, variance = q.moments()
     np.testing.assert_allclose(mean, normal.mean, rtol=1e-12)
     np.testing.assert_allclose(variance, normal.variance, rtol=1e-12)

@@ -160,7 +160,7 @@ def test_gradients_are_those_of_the_objective_written_plainly(loss):
         return (
             posterior,
             reconstruction,
-            jnp.stack([reconstruction[i, 0, component[i]] for i in range(BATCH)]),
+            jnp.stack([reconstruction[0, i, component[i]] for i in range(BATCH)]),
         )
 
     def generator_loss(params):
@@ -174,8 +174,7 @@ def test_gradients_are_those_of_the_objective_written_plainly(loss):
             3.0
             * jnp.mean(
                 jnp.sum(
-                    posterior.weights
-                    * losses.component_errors(x, reconstruction)[:, 0],
+                    posterior.weights * losses.component_errors(x, reconstruction)[0],
                     axis=1,
                 )
             )
@@ -404,9 +403,10 @@ def test_evaluation_counts_every_image_once_however_it_is_batched(monkeypatch):
                 jax.random.fold_in(state.key, i), (1,)
             )
             for i in range(20)
-        ]
+        ],
+        axis=1,
     )
-    kl = -jnp.mean(losses.mixture_elbo(jnp.zeros((20, 1, 2)), posterior, z))
+    kl = -jnp.mean(losses.mixture_elbo(jnp.zeros((1, 20, 2)), posterior, z))
     np.testing.assert_allclose(results[0]["kl"], kl, rtol=1e-4)
 
 

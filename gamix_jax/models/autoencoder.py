@@ -89,14 +89,23 @@ class PseudoInputs(nn.Module):
         return self.param("images", nn.initializers.normal(1.0), shape)
 
 
+def draw_for_each(
+    posterior: GaussianMixture, keys: jax.Array, samples: int
+) -> jax.Array:
+    """[T, B, K, D], T `samples` from each component, by one of the keys [B] for each image, so that noise does not depend on how a batch is spread over devices."""
+    return jax.vmap(lambda q, key: q.stratified_sample(key, (samples,)), out_axes=1)(
+        posterior, keys
+    )
+
+
 class Autoencoding(NamedTuple):
     """What one pass through the autoencoder makes of images [B, H, W, C].
 
     Attributes:
       posterior: q(z|x), of leading shape [B].
       prior: p(z), without leading axes.
-      z: [B, T, K, D], T draws from each component.
-      reconstruction: [B, T, K, H, W, C], of each draw.
+      z: [T, B, K, D], T draws from each component.
+      reconstruction: [T, B, K, H, W, C], of each draw.
     """
 
     posterior: GaussianMixture
@@ -206,8 +215,7 @@ class Autoencoder(nn.Module):
 
         Args:
           images: [B, H, W, C] in [-1, 1].
-          keys: [B], one random key an image, so that the noise does not depend on how a
-            batch is spread over devices.
+          keys: [B], one random key an image.
           train: batch normalisation uses and updates the statistics of the batch.
           samples: T, draws from each component.
           chunk: draws of each image that are decoded at a time, a divisor of T K; their
@@ -215,9 +223,7 @@ class Autoencoder(nn.Module):
             one chunk. 0 is all at once. Not with batch normalisation.
         """
         posterior = self.encode(images, train)
-        z = jax.vmap(lambda q, key: q.stratified_sample(key, (samples,)))(
-            posterior, keys
-        )
+        z = draw_for_each(posterior, keys, samples)
         if chunk and not self.is_initializing():
             reconstruction = self._decode_in_chunks(z, chunk, train)
         else:
@@ -225,9 +231,9 @@ class Autoencoder(nn.Module):
         return Autoencoding(posterior, self.latent_prior(), z, reconstruction)
 
     def _decode_in_chunks(self, z: jax.Array, chunk: int, train: bool) -> jax.Array:
-        """`decode` of [B, T, K, D], a scan over chunks of T K, each under `jax.checkpoint`."""
-        batch, dimensions = z.shape[0], z.shape[-1]
-        chunks = z.reshape(batch, -1, chunk, dimensions).swapaxes(0, 1)
+        """`decode` of [T, B, K, D], a scan over chunks of T K, each under `jax.checkpoint`."""
+        draws, batch, components, dimensions = z.shape
+        chunks = z.swapaxes(1, 2).reshape(-1, chunk, batch, dimensions)
 
         @nn.remat
         def decode(self: "Autoencoder", carry: None, z: jax.Array):
@@ -237,4 +243,5 @@ class Autoencoder(nn.Module):
             decode, variable_broadcast="params", split_rngs={"params": False}
         )
         _, images = scan(self, None, chunks)
-        return images.swapaxes(0, 1).reshape(*z.shape[:-1], *images.shape[3:])
+        images = images.reshape(draws, components, batch, *images.shape[3:])
+        return images.swapaxes(1, 2)
