@@ -1,7 +1,7 @@
 """Bounds on what has no closed form: the evidence, and how far the aggregate posterior is from N(0, I).
 
-For evaluation, though all can be differentiated (where the log-likelihood is finite). For the bounds on the aggregate see
-Kolchinsky and Tracey 2017, "Estimating mixture entropy with pairwise distances", here KT.
+For the bounds on the aggregate see Kolchinsky and Tracey 2017, "Estimating mixture
+entropy with pairwise distances", here KT.
 """
 
 import math
@@ -20,7 +20,7 @@ from gamix_jax.mixture import (
     standard_normal,
 )
 
-BLOCK = 2**22  # elements of one temporary array in the pairwise distances: 64 MiB
+BLOCK = 2**22  # elements of a temporary array (16 MiB); some five live at once
 
 
 def importance_weighted_log_likelihood(
@@ -33,7 +33,9 @@ def importance_weighted_log_likelihood(
     """log p(x) by importance sampling from the posterior (Burda et al. 2016): log (1/L) sum_l p(x|z_l) p(z_l) / q(z_l|x).
 
     A lower bound on log p(x) in expectation, and consistent: its gap falls as 1/L. The
-    draws are made and decoded one after another, so that memory does not depend on L.
+    draws are made and decoded one after another, so that memory does not depend on L:
+    for evaluation, since a gradient would store them all, and would leave out how the
+    logits choose among components.
 
     Args:
       key: random key.
@@ -70,7 +72,8 @@ def aggregate_kl_bounds(posterior: GaussianMixture) -> tuple[jax.Array, jax.Arra
     (N K)^2 D; memory is not: 16,384 components in 128 dimensions take less than 1 GiB,
     with gradients too.
 
-    Both hold up to rounding, some 1e-6 of the mean KL. With N images no batch tells
+    Both hold up to rounding: in tests to 2e-6 of the mean KL, for up to 256 components in
+    up to 8 dimensions. With N images no batch tells
     more than log N nats about itself, so where the posteriors are narrow the bounds are
     those of this batch's q(z), far above those of all data.
 

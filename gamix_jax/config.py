@@ -93,53 +93,43 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.model = model = ml_collections.ConfigDict()
     model.latent_size = 16  # D
-    model.components = (
-        1  # K, Gaussians in each image's posterior; the decoder runs K times
-    )
+    model.components = 1  # K, Gaussians in each image's posterior
     model.weights = "learned"  # learned | uniform (fixed at 1/K), of the components
-    model.prior = "normal"  # normal (N(0, I)) | mixture (C Gaussians) | vamp (posteriors of C pseudo-inputs)
+    # normal (N(0, I)) | mixture (C Gaussians) | vamp (posteriors of C pseudo-inputs, which
+    # every device encodes at every step)
+    model.prior = "normal"
     model.prior_components = 100  # C, of a learned prior
-    model.widths = (
-        64,
-        128,
-    )  # channels of each stage; each stage halves height and width
+    # Channels of each stage; each halves height and width
+    model.widths = (64, 128)
     model.encoder_blocks = 2  # residual blocks a stage
     model.decoder_blocks = 1
     model.bottleneck = 64  # channels of the feature maps next to the latent vector
     model.norm = "batch"  # batch | group | affine
-    model.input_norm = False  # normalise each image over its pixels first (removes mean colour and contrast)
+    model.input_norm = False  # of each image; removes its mean colour and contrast
     model.dtype = "float32"  # float32 | bfloat16, of the networks' computation
 
     config.discriminator = discriminator = ml_collections.ConfigDict()
-    discriminator.widths = (
-        128,
-        128,
-        128,
-        64,
-        64,
-    )  # channels of each 3x3 convolution but the last
+    # Channels of each 3x3 convolution but the last
+    discriminator.widths = (128, 128, 128, 64, 64)
     discriminator.strides = (2, 2, 2, 1, 1)
     discriminator.norm = "batch"  # batch | group | affine
     discriminator.norm_logits = False
 
     config.objective = objective = ml_collections.ConfigDict()
-    objective.reconstruction_weight = (
-        5000.0  # of the mean absolute error, images in [-1, 1]
-    )
+    # Of the mean absolute error, images in [-1, 1]
+    objective.reconstruction_weight = 5000.0
     # aggregate (of q(z), over the global batch) | elbo (of each image; closed form for K = 1
     # and prior normal, else stratified) | siwae (importance-weighted, reconstruction within)
     objective.kl = "aggregate"
     objective.kl_weight = 1.0
-    objective.kl_warmup = (
-        0  # steps over which kl_weight rises in a line from 0; learned priors need it
-    )
+    objective.kl_warmup = 0  # steps in which kl_weight rises from 0, for learned priors
     objective.samples = 1  # T, draws from each component; the decoder runs T K times
     # 0 decodes all T K draws of an image at once; n: n at a time, computed again for the
-    # gradient: less memory, about a third more time in the decoder
+    # gradient: less memory, more time
     objective.component_chunk = 0
     # Aggregate only: total (a lower bound on KL(q(z) || p)) | between (author's code)
     objective.variance = "total"
-    # Aggregate only: diagonal | full (also sees correlations; needs more images than D,
+    # Aggregate only: diagonal | full (also sees correlations; wants more images than D,
     # in a batch or by memory)
     objective.covariance = "diagonal"
     # Aggregate only: of the moments' exponential average over steps; a batch of N counts
@@ -153,9 +143,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.adversarial = adversarial = ml_collections.ConfigDict()
     adversarial.loss = "hinge"  # hinge | bce | none
     adversarial.weight = 100.0  # of the term in the autoencoder's loss
-    adversarial.start = (
-        0  # step from which it counts; the discriminator trains from step 0
-    )
+    # Step from which it counts; the discriminator trains from step 0
+    adversarial.start = 0
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.generator_learning_rate = 1e-4  # Adam, autoencoder
@@ -166,13 +155,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.steps = 1000
     train.batch_size = 128  # images a step over all devices
-    train.ema_decay = (
-        0.999  # of the autoencoder's weights that samples and evaluation use
-    )
+    train.ema_decay = 0.999  # of the weights that samples and evaluation use
     train.log_every = 50  # steps
-    train.evaluate_every = (
-        500  # steps between evaluations and pictures; also at the end
-    )
+    train.evaluate_every = 500  # steps; with pictures; also at the end
     train.checkpoint_every = 500  # steps; also at the end
     train.checkpoints_kept = 3
     return config.lock()

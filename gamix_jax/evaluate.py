@@ -29,7 +29,8 @@ def evaluate(
     Returns:
       absolute_error and squared_error of the reconstruction from the components' means
       (images in [-1, 1]) and its peak signal-to-noise ratio, dB; kl, nats, the mean
-      over images of KL(q(z|x) || p(z)), estimated by one stratified sample;
+      over images of `losses.posterior_kl` to p(z), estimated by one stratified sample
+      but for K = 1 and N(0, I);
       aggregate_kl, nats, of all images' moments ("total", "diagonal": a lower bound on
       KL(q(z) || N(0, I))); active_units (Burda et al. 2016, threshold 0.01);
       collapse_penalty; component_entropy, nats, and components_used; count of images.

@@ -204,8 +204,9 @@ def remembered_moments(
 
     The values are those of (1 - weight) memory + weight batch. The gradient is that of
     the batch's own moments about the pooled mean, not multiplied by the small `weight`:
-    its expectation is the gradient of the moments of the whole data, so the weight of
-    a term made of them means the same with and without memory.
+    where the memory is that of the whole data, its expectation is the gradient of their
+    moments, so the weight of a term made of them means the same with and without memory.
+    In training the memory lags: it was made by encoders up to some 1 / `weight` steps old.
 
     Args:
       posterior: of the batch, any leading axes.

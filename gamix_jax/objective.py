@@ -36,8 +36,6 @@ def autoencoder_objective(
     """
     objective = config.objective
     posterior, prior, z, reconstruction = coding
-    if config.model.prior == "normal":
-        prior = None  # as losses call N(0, I)
     # 1. reconstruction: (1/T) sum_t sum_k pi_k |x - x^_tk|
     errors = losses.component_errors(images, reconstruction)
     reconstruction_term = jnp.mean(jnp.sum(posterior.weights[None] * errors, axis=2))

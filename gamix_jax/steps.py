@@ -204,11 +204,7 @@ def make_eval_step(
         keys = jax.vmap(lambda i: jax.random.fold_in(state.key, i))(batch["index"])
         variables = _averaged(state)
         posterior = autoencoder.apply(variables, images, method="encode")
-        prior = (
-            None  # as losses call N(0, I)
-            if config.model.prior == "normal"
-            else autoencoder.apply(variables, method="latent_prior")
-        )
+        prior = autoencoder.apply(variables, method="learned_prior")
         z = draw_for_each(posterior, keys, samples=1)
         reconstruction = autoencoder.apply(variables, posterior.mean, method="decode")
         squared_error = jnp.mean(

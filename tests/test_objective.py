@@ -15,7 +15,6 @@ from gamix_jax.mixture import (
     AggregateMoments,
     GaussianMixture,
     aggregate_moments,
-    standard_normal,
 )
 from gamix_jax.models import Autoencoding
 from gamix_jax.objective import autoencoder_objective
@@ -63,7 +62,6 @@ def coding(components=K, samples=T, prior=None):
     z = q.stratified_sample(jax.random.key(0), (samples,))
     rng = np.random.default_rng(1)
     reconstruction = rng.uniform(-1, 1, (samples, BATCH, components, 8, 8, 1))
-    prior = standard_normal(D) if prior is None else prior
     return Autoencoding(q, prior, z, reconstruction.astype(np.float32))
 
 
@@ -149,6 +147,17 @@ def test_aggregate_objective_with_memory(covariance):
     np.testing.assert_allclose(
         terms["kl"], losses.aggregate_kl(expected, covariance=covariance), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("form", ["aggregate", "elbo", "siwae"])
+def test_a_dead_component_does_not_spoil_the_gradient(form):
+    """Logits 200 apart: a weight of 0 in float32."""
+    code = coding()
+    logits = jnp.tile(jnp.array([200.0, 0.0]), (BATCH, 1))
+    code = code._replace(posterior=code.posterior.replace(logits=logits))
+    config = tiny_config(objective__kl=form, objective__samples=T)
+    gradient = jax.grad(lambda code: objective(config, code)[0])(code)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient))
 
 
 def test_units_whose_components_alone_spread_are_not_active():

@@ -8,14 +8,12 @@ import pytest
 from rich.console import Console
 from scipy import stats
 from test_models import KEY, noise, tiny
-from test_steps import tiny_config
-from test_train import small_run
+from test_steps import run, tiny_config
 
 from gamix_jax.describe import parameter_table
 from gamix_jax.mixture import GaussianMixture, standard_normal
 from gamix_jax.state import create_state, make_models
 from gamix_jax.steps import make_steps
-from gamix_jax.train import train
 
 C, K, D = 5, 2, 4
 
@@ -50,7 +48,8 @@ def test_standard_normal():
 
 def test_the_prior_is_normal_unless_said_otherwise():
     model, variables, images, keys = initialized("normal")
-    prior = model.apply(variables, images, keys).prior
+    assert model.apply(variables, images, keys).prior is None
+    prior = model.apply(variables, method="latent_prior")
     chex.assert_trees_all_equal(prior, standard_normal(D))
     assert set(variables["params"]) == {"encoder", "decoder", "head"}
 
@@ -88,30 +87,33 @@ def test_vamp_prior_is_the_average_posterior_of_its_pseudo_inputs():
     chex.assert_shape(prior.sample(KEY, (7,)), (7, D))
 
 
-def test_training_moves_the_prior_and_samples_from_it(tmp_path):
-    config = small_run(
+def test_a_step_moves_the_prior_and_samples_are_drawn_from_it():
+    config = tiny_config(
         model__prior="vamp",
         model__prior_components=3,
         objective__kl="elbo",
         adversarial__loss="none",
-        train__steps=1,
     )
-    start, state = create_state(config), train(config, tmp_path)
+    start, (state, _) = create_state(config), run(config)
     for params in ("generator_params", "ema_params"):
         before, after = (
             getattr(s, params)["pseudo_inputs"]["images"] for s in (start, state)
         )
         assert np.any(before != after)
-    assert (tmp_path / "figures" / "samples_00000001.png").exists()
-    # What the pictures show: latent vectors of the averaged weights' own prior.
+    # Latent vectors of the averaged weights' own prior.
     keys = jax.random.split(KEY, 2)
     variables = {"params": state.ema_params}
     model, _ = make_models(config)
-    prior = model.apply(variables, method="latent_prior")
-    z = jnp.stack([prior.sample(key) for key in keys])
+
+    @jax.jit
+    def expected(variables, keys):
+        prior = model.apply(variables, method="latent_prior")
+        z = jnp.stack([prior.sample(key) for key in keys])
+        return model.apply(variables, z, method="decode")
+
     np.testing.assert_allclose(
-        make_steps(config).sample(state, keys),
-        model.apply(variables, z, method="decode"),
+        jax.jit(make_steps(config).sample)(state, keys),
+        expected(variables, keys),
         rtol=1e-4,
         atol=1e-5,
     )

@@ -103,13 +103,13 @@ class Autoencoding(NamedTuple):
 
     Attributes:
       posterior: q(z|x), of leading shape [B].
-      prior: p(z), without leading axes.
+      prior: p(z) without leading axes, or None, as the losses call N(0, I).
       z: [T, B, K, D], T draws from each component.
       reconstruction: [T, B, K, H, W, C], of each draw.
     """
 
     posterior: GaussianMixture
-    prior: GaussianMixture
+    prior: GaussianMixture | None
     z: jax.Array
     reconstruction: jax.Array
 
@@ -187,10 +187,14 @@ class Autoencoder(nn.Module):
         return images.reshape(*z.shape[:-1], *images.shape[1:])
 
     def latent_prior(self) -> GaussianMixture:
-        """p(z), a mixture without leading axes.
+        """p(z), a mixture without leading axes: `log_prob` scores, `sample` draws."""
+        return self.learned_prior() or standard_normal(self.latent_size)
 
-        Pseudo-inputs are encoded with the running statistics of batch normalisation, and
-        so leave those of the images alone.
+    def learned_prior(self) -> GaussianMixture | None:
+        """p(z), a mixture without leading axes, or None where it is N(0, I).
+
+        Pseudo-inputs are all encoded, at each call on each device, with the running
+        statistics of batch normalisation: those of the images are left alone.
         """
         if self.prior == "mixture":
             return self.mixture_prior()
@@ -201,7 +205,7 @@ class Autoencoder(nn.Module):
                 of_each.mean.reshape(-1, self.latent_size),
                 of_each.log_var.reshape(-1, self.latent_size),
             )
-        return standard_normal(self.latent_size)
+        return None
 
     def __call__(
         self,
@@ -228,7 +232,7 @@ class Autoencoder(nn.Module):
             reconstruction = self._decode_in_chunks(z, chunk, train)
         else:
             reconstruction = self.decode(z, train)
-        return Autoencoding(posterior, self.latent_prior(), z, reconstruction)
+        return Autoencoding(posterior, self.learned_prior(), z, reconstruction)
 
     def _decode_in_chunks(self, z: jax.Array, chunk: int, train: bool) -> jax.Array:
         """`decode` of [T, B, K, D], a scan over chunks of T K, each under `jax.checkpoint`."""
