@@ -10,7 +10,12 @@ from scipy import special, stats
 from test_mixture import parts, random_mixture
 
 from gamix_jax import losses
-from gamix_jax.mixture import AggregateMoments, GaussianMixture, aggregate_moments
+from gamix_jax.mixture import (
+    AggregateMoments,
+    GaussianMixture,
+    aggregate_moments,
+    components_used,
+)
 
 N, K, D = 16, 3, 4
 RTOL = 1e-5  # float32 sums of some tens of terms
@@ -141,6 +146,7 @@ def test_check_grads(x64):
             losses.collapse_penalty(q),
             losses.gaussian_kl(q.mean, q.log_var),
             losses.component_entropy(q),
+            components_used(q),
             losses.bce_discriminator_loss(real, fake),
             losses.bce_generator_loss(fake),
             losses.hinge_generator_loss(fake),
