@@ -1,6 +1,9 @@
 """Eight CPU devices, and no silent rank promotion, in every test."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # The last two halve the time of compiling, which is most of the time of these tests.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -11,6 +14,14 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
+
+# One cache of compiled programs for this run: the processes of xdist, and those that
+# tests start, inherit the variable.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="gamix_jax_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import pytest

@@ -19,12 +19,14 @@ from gamix_jax.train import train
 
 
 def small_run(**overrides):
-    """Digits, adversarial from the start, everything every second step."""
+    """Digits, adversarial from the start, moments remembered, everything every second step."""
     every = {f"train__{name}_every": 2 for name in ("log", "evaluate", "checkpoint")}
     return tiny_config(
         **{
             "train__steps": 4,
             "objective__reconstruction_weight": 100.0,
+            "objective__covariance": "full",
+            "objective__moment_decay": 0.9,
             **every,
             **overrides,
         }
