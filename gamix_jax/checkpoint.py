@@ -77,9 +77,13 @@ class Checkpoints:
         )
         return restored["state"], restored["data"]
 
-    def close(self) -> None:
-        """Waits until all that was begun is saved."""
+    def wait(self) -> None:
+        """Until all that was begun is saved."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends Orbax's threads."""
+        self.wait()
         self._manager.close()
 
 

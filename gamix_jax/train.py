@@ -17,6 +17,7 @@ from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import check_config
 from gamix_jax.errors import InputError
 from gamix_jax.evaluate import evaluate
+from gamix_jax.interrupts import Stopped, StopSignals
 from gamix_jax.logs import MetricLog, ProgressBar
 from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import TrainState, create_state
@@ -75,13 +76,15 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     workers = data.choose_workers(images["train"], config.data.workers)
     if workers:
         console.print(f"train: read by {workers} processes")
+    pending = False
     try:
         state = create_state(config)
         if checkpoints.latest_step() is not None:
             state, saved = checkpoints.restore(state)
             _check_origin(saved["origin"], origin)
             batches.set_state(saved["position"])
-        if int(state.step) >= config.train.steps:
+            pending = saved["evaluation_pending"]
+        if int(state.step) >= config.train.steps and not pending:
             console.print(
                 f"{workdir} holds {int(state.step)} steps already; raise "
                 "--config.train.steps to go on."
@@ -98,6 +101,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
                 batches,
                 origin,
                 images["test"],
+                pending,
                 checkpoints,
                 log,
                 console,
@@ -138,11 +142,12 @@ def _run(
     batches: data.TrainBatches,
     origin: dict[str, Any],
     test_images: data.Images,
+    pending: bool,
     checkpoints: Checkpoints,
     log: MetricLog,
     console: Console,
 ) -> TrainState:
-    """The loop. Nothing is read from the device in it but where `due` says so."""
+    """The loop, after an evaluation that is still `pending`. Nothing is read from the device in it but where it is due."""
     options, start = config.train, int(state.step)
     steps = make_steps(config)
     train_step = map_over_devices(steps.train_step, donate_state=True)
@@ -157,21 +162,46 @@ def _run(
     def due(step: int, every: int) -> bool:
         return step % every == 0 or step == options.steps
 
+    def measured(state: TrainState, step: int) -> bool:
+        """Evaluates, unless a signal asks to stop."""
+        batch = data.evaluation_batches(
+            test_images,
+            options.batch_size,
+            jax.process_index(),
+            jax.process_count(),
+            config.data.prefetch,
+        )
+        try:
+            values = evaluate(eval_step, state, signals.unless_stopped(batch))
+        except Stopped:
+            return False
+        log.write(step, {f"test/{k}": v for k, v in values.items()})
+        draw(state, step)
+        return True
+
     console.print(
         f"Training {workdir} from step {start} to {options.steps} on {jax.device_count()} {jax.devices()[0].device_kind}"
     )
     with (
+        StopSignals() as signals,
         ProgressBar(start, options.steps, console) as bar,
         jax.transfer_guard_device_to_host("disallow"),
     ):
+        step = start
+        stopping = pending = pending and not measured(state, start)
         mark, marked = time.perf_counter(), start
-        for step in range(start + 1, options.steps + 1):
+        while step < options.steps and not stopping:
             state, metrics = train_step(state, next(batches))
+            step += 1
             bar.step(step)
-            if due(step, options.log_every) or due(step, options.checkpoint_every):
+            stopping = signals.received is not None
+            logs = due(step, options.log_every) or due(step, options.checkpoint_every)
+            pending = due(step, options.evaluate_every)
+            if logs or pending or stopping:  # all that may be saved is checked
                 values = jax.device_get(metrics)
                 values = {name: float(value) for name, value in values.items()}
                 _check_finite(values, step, checkpoints.latest_step())
+            if logs:
                 seconds = time.perf_counter() - mark
                 values["images_per_second"] = (
                     (step - marked) * options.batch_size / seconds
@@ -179,22 +209,24 @@ def _run(
                 log.write(step, values)
                 bar.show(step, values)
                 mark, marked = time.perf_counter(), step
-            if due(step, options.evaluate_every):
+            if pending:
                 paused = time.perf_counter()
-                batch = data.evaluation_batches(
-                    test_images,
-                    options.batch_size,
-                    jax.process_index(),
-                    jax.process_count(),
-                    config.data.prefetch,
-                )
-                measured = evaluate(eval_step, state, batch)
-                log.write(step, {f"test/{k}": v for k, v in measured.items()})
-                draw(state, step)
+                pending = not measured(state, step)
                 mark += time.perf_counter() - paused
-            if due(step, options.checkpoint_every):
-                position = {"position": batches.get_state(), "origin": origin}
+            stopping = stopping or pending
+            if due(step, options.checkpoint_every) or stopping:
+                position = {
+                    "position": batches.get_state(),
+                    "origin": origin,
+                    "evaluation_pending": pending,
+                }
                 checkpoints.save(step, state, position)
+    if signals.received:
+        checkpoints.wait()
+        console.print(
+            f"Stopped by {signals.received} after step {step}, which is saved; the same "
+            "command goes on."
+        )
     return state
 
 

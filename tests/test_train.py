@@ -1,7 +1,12 @@
 """Runs from start to end: what they leave, that they go on exactly, and that they stop where they must."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -14,6 +19,7 @@ from test_steps import tiny_config
 from gamix_jax import train as train_module
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.errors import InputError
+from gamix_jax.interrupts import Stopped, StopSignals
 from gamix_jax.state import create_state
 from gamix_jax.train import train
 
@@ -77,12 +83,7 @@ def test_a_run_cut_in_two_is_the_same_run(whole, tmp_path):
     shutil.rmtree(tmp_path / "checkpoints/3")
     state = train(small_run(), tmp_path)
     chex.assert_trees_all_equal(*(jax.tree.map(_bits, s) for s in (state, whole[1])))
-    drop = lambda line: {
-        name: value for name, value in line.items() if name != "images_per_second"
-    }
-    assert [drop(line) for line in lines(tmp_path)] == [
-        drop(line) for line in lines(whole[0])
-    ]
+    assert without_speed(tmp_path) == without_speed(whole[0])
 
 
 def _bits(leaf):
@@ -175,3 +176,115 @@ def test_bad_input_stops_before_anything_is_made(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=sentence):
             train(small_run(**overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# Stopped by a signal
+
+
+def without_speed(workdir):
+    return [
+        {k: v for k, v in line.items() if k != "images_per_second"}
+        for line in lines(workdir)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "place"), [(signal.SIGTERM, "step"), (signal.SIGINT, "evaluation")]
+)
+def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
+    number,
+    place,
+    whole,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    """After step 1, where nothing is due, and in the evaluation of step 2, which is then owed."""
+    with monkeypatch.context() as patch:
+        if place == "step":
+
+            class Bar(train_module.ProgressBar):
+                def step(self, step):
+                    os.kill(os.getpid(), number)
+
+            patch.setattr(train_module, "ProgressBar", Bar)
+        else:
+
+            def evaluate(eval_step, state, batches):
+                os.kill(os.getpid(), number)
+                return real(eval_step, state, batches)
+
+            real = train_module.evaluate
+            patch.setattr(train_module, "evaluate", evaluate)
+        train(small_run(), tmp_path)
+    stopped = {"step": 1, "evaluation": 2}[place]
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Stopped by {number.name} after step {stopped}, which is saved" in said
+    assert Checkpoints(tmp_path).latest_step() == stopped
+    assert [line["step"] for line in lines(tmp_path)] == {1: [], 2: [2]}[stopped]
+    state = train(small_run(), tmp_path)
+    chex.assert_trees_all_equal(*(jax.tree.map(_bits, s) for s in (state, whole[1])))
+    assert without_speed(tmp_path) == without_speed(whole[0])
+
+
+def test_an_owed_evaluation_is_done_after_the_last_step_too(
+    whole,
+    tmp_path,
+    monkeypatch,
+):
+    def evaluate(eval_step, state, batches):
+        if int(jax.device_get(state.step)) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(eval_step, state, batches)
+
+    real = train_module.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate", evaluate)
+        train(small_run(), tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 2, 4]
+    train(small_run(), tmp_path)
+    assert without_speed(tmp_path) == without_speed(whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_the_command_ends_well_when_asked_to(name, tmp_path):
+    """A real signal to a real process, once it trains: exit code 0 and one line that says how to go on."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "gamix_jax.main", "--config=configs/digits.py"),
+            *(f"--workdir={tmp_path}", "--config.train.steps=100000"),
+            *("--config.train.batch_size=16", "--config.train.log_every=1"),
+            *("--config.model.widths=(8,)", "--config.discriminator.widths=(8,)"),
+            "--config.discriminator.strides=(2,)",
+        ],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step 2 "):
+            break
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    (last,) = [line for line in out.splitlines() if "Stopped" in line]
+    step = int(last.split("after step ")[1].split(",")[0])
+    assert last == (
+        f"Stopped by {name} after step {step}, which is saved; the same command goes on."
+    )
+    assert Checkpoints(tmp_path).latest_step() == step
+
+
+def test_signals_are_given_back_and_a_second_interrupt_is_obeyed():
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with StopSignals() as signals:
+        assert list(signals.unless_stopped([1, 2])) == [1, 2]
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == "SIGINT"
+        with pytest.raises(Stopped):
+            next(signals.unless_stopped([1]))
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
