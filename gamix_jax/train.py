@@ -71,6 +71,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     checkpoints = Checkpoints(workdir, config.train.checkpoints_kept)
     origin = _origin(config, len(images["train"]))
     console = Console()
+    for warning in checkpoints.warnings:
+        console.print(warning, soft_wrap=True)
     for split, of_split in images.items():
         console.print(f"{split}: {of_split.describe(config.data)}", soft_wrap=True)
     workers = data.choose_workers(images["train"], config.data.workers)

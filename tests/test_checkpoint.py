@@ -1,0 +1,112 @@
+"""Checkpoints that something happened to: recognised, set aside, never lost."""
+
+import shutil
+
+import chex
+import jax
+import pytest
+from test_train import _bits, small_run
+
+from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.errors import InputError
+from gamix_jax.state import create_state
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two checkpoints, of steps 1 and 2, and their states."""
+    workdir = tmp_path_factory.mktemp("saved")
+    state = create_state(small_run())
+    states = {step: state.replace(step=state.step + step) for step in (1, 2)}
+    checkpoints = Checkpoints(workdir)
+    for step, of_step in states.items():
+        checkpoints.save(step, of_step, {"position": step})
+    checkpoints.close()
+    return workdir, states
+
+
+def restored(workdir):
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step()
+    state, position = checkpoints.restore(create_state(small_run()))
+    checkpoints.close()
+    assert position == {"position": step}
+    return step, state, checkpoints.warnings
+
+
+def assert_same(*states):
+    chex.assert_trees_all_equal(*(jax.tree.map(_bits, state) for state in states))
+
+
+def damages(folder):
+    """Every file of a checkpoint with a byte flipped in its middle, cut in half, or gone."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        for kind in ("flipped", "cut", "gone"):
+            yield path.relative_to(folder), kind
+
+
+def damage(path, kind):
+    content = bytearray(path.read_bytes())
+    if kind == "gone":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif content:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def test_any_damage_is_recognised_or_does_no_harm(saved, tmp_path):
+    workdir, states = saved
+    recognised, harmless = 0, 0
+    for i, (name, kind) in enumerate(damages(workdir / "checkpoints/2")):
+        copy = tmp_path / str(i)
+        shutil.copytree(workdir, copy)
+        damage(copy / "checkpoints/2" / name, kind)
+        # What is written after the seal holds nothing of the state.
+        if name.name in ("commit_success.txt", "_CHECKPOINT_METADATA"):
+            _, state, warnings = restored(copy)
+            assert not warnings
+            assert_same(state, states[2])
+            harmless += 1
+        else:
+            checkpoints = Checkpoints(copy)
+            step = checkpoints.latest_step()
+            checkpoints.close()
+            (warning,) = checkpoints.warnings
+            assert "Checkpoint 2 is not as it was written" in warning
+            (aside,) = (copy / "checkpoints").glob("damaged_2_*")
+            assert str(aside) in warning
+            assert len(list(aside.rglob("*"))) >= 5  # nothing is deleted
+            assert step == 1
+            if recognised == 0:
+                assert_same(restored(copy)[1], states[1])
+            recognised += 1
+    assert recognised > 20
+    assert harmless > 0
+
+
+def test_no_whole_checkpoint_is_an_error_and_nothing_is_moved(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path / "run")
+    for step in (1, 2):
+        damage(tmp_path / f"run/checkpoints/{step}/state/manifest.ocdbt", "flipped")
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match=r"No checkpoint in .* is as it was written"
+        ):
+            Checkpoints(tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == [
+        "1",
+        "2",
+    ]
+
+
+def test_a_damaged_step_can_be_saved_again(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path / "run")
+    damage(tmp_path / "run/checkpoints/2/state/manifest.ocdbt", "cut")
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(2, saved[1][2], {"position": 2})
+    checkpoints.close()
+    step, state, warnings = restored(tmp_path / "run")
+    assert (step, warnings) == (2, [])
+    assert_same(state, saved[1][2])
