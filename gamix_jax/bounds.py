@@ -73,9 +73,9 @@ def aggregate_kl_bounds(posterior: GaussianMixture) -> tuple[jax.Array, jax.Arra
     with gradients too.
 
     Both hold up to rounding: in tests to 2e-6 of the mean KL, for up to 256 components in
-    up to 8 dimensions. With N images no batch tells
-    more than log N nats about itself, so where the posteriors are narrow the bounds are
-    those of this batch's q(z), far above those of all data.
+    up to 8 dimensions. With N images no batch tells more than log N nats about itself, so
+    where the posteriors are narrow the bounds are those of this batch's q(z), far above
+    those of all data.
 
     Args:
       posterior: [N, K] logits, [N, K, D] mean and log_var.

@@ -19,6 +19,14 @@ def get_config(path, *variant):
     return module.get_config(*variant)
 
 
+def assert_refused(fields, key, sentence):
+    config = default_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError, match=sentence) as error:
+        check_config(config, device_count=8)
+    assert f"config.{key}" in str(error.value)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_and_variant_makes_sense(path):
     for variant in ([], *([name] for name in VARIANTS.get(path.stem, []))):
@@ -130,11 +138,7 @@ def test_unknown_and_mistyped_keys_are_refused_by_name():
     ],
 )
 def test_bad_values_are_refused_with_what_they_may_be(key, value, sentence):
-    config = default_config()
-    config.update_from_flattened_dict({key: value})
-    with pytest.raises(InputError, match=sentence) as error:
-        check_config(config, device_count=8)
-    assert f"config.{key}" in str(error.value)
+    assert_refused({key: value}, key, sentence)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +181,4 @@ def test_bad_values_are_refused_with_what_they_may_be(key, value, sentence):
     ],
 )
 def test_forms_that_do_not_go_together_are_refused(fields, key, sentence):
-    config = default_config()
-    config.update_from_flattened_dict(fields)
-    with pytest.raises(InputError, match=sentence) as error:
-        check_config(config, device_count=8)
-    assert f"config.{key}" in str(error.value)
+    assert_refused(fields, key, sentence)
