@@ -1,16 +1,21 @@
 """Saving and restoring the training state and the position in the data: the only file that imports Orbax."""
 
+import contextlib
 import hashlib
 import json
+import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from gamix_jax.errors import InputError
-from gamix_jax.state import TrainState
+from gamix_jax.errors import NO_ROOM, InputError
+from gamix_jax.pods import agree
+from gamix_jax.state import TrainState, with_raw_key
 
 SEAL = "sha256.json"  # of every file of a checkpoint, among them
 
@@ -20,6 +25,7 @@ class Checkpoints:
 
     Each is sealed, before it gets its name, with the SHA-256 of its files. What is not
     as sealed is set aside when the folder is opened, and the one before it is used.
+    All processes open, save and restore together; each writes its part.
 
     Attributes:
       directory: WORKDIR/checkpoints.
@@ -31,7 +37,10 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, kept: int = 3):
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self.warnings = _set_damaged_aside(self.directory)
+        first = jax.process_index() == 0
+        self.warnings = agree(
+            lambda: (_set_damaged_aside(self.directory) if first else [], {})
+        )
         self._saving = -1
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -54,13 +63,21 @@ class Checkpoints:
 
         Args:
           step: steps done.
-          state: the training state.
+          state: the training state, on all devices of this process if there are others.
           position: of the training data, JSON-able.
+
+        Raises:
+          InputError: this or the save before it found no room.
         """
-        self._manager.wait_until_finished()  # with the save before, which is sealed then
+        self.wait()  # for the save before, which is sealed then
         self._saving = step
+        state = with_raw_key(state)
+        if jax.process_count() > 1:
+            state = jax.tree.map(
+                ocp.utils.fully_replicated_host_local_array_to_global_array, state
+            )
         # Copying to the host is what a save is for, also where reads are forbidden.
-        with jax.transfer_guard_device_to_host("allow"):
+        with jax.transfer_guard_device_to_host("allow"), self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -69,6 +86,22 @@ class Checkpoints:
                 ),
             )
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """One sentence for a full disk, which Orbax and TensorStore tell in many ways."""
+        try:
+            yield
+        except Exception as error:
+            causes = [c for c in map(os.strerror, NO_ROOM) if c in str(error)]
+            if not causes:
+                raise
+            whole = self.latest_step()
+            kept = f"checkpoint {whole} is kept" if whole else "nothing was saved yet"
+            raise InputError(
+                f"Checkpoint {self._saving} could not be written to {self.directory} "
+                f"({causes[0]}; {kept}); make room, and the same command goes on."
+            ) from error
+
     def _seal(self) -> None:
         # Called by Orbax's thread when all is written, before the folder gets its name.
         if jax.process_index() == 0:
@@ -76,14 +109,18 @@ class Checkpoints:
             unnamed = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
             (unnamed / SEAL).write_text(json.dumps(_digests(unnamed), indent=1))
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint.
+    def read_position(self) -> dict[str, Any]:
+        """What was saved with the newest checkpoint as its position."""
+        restored = self._manager.restore(
+            self.latest_step(), args=ocp.args.Composite(data=ocp.args.JsonRestore())
+        )
+        return restored["data"]
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The state of the newest checkpoint, whatever devices and processes wrote it.
 
         Args:
           like: a state of the structure, shapes and dtypes expected.
-
-        Returns:
-          The state and the position of the training data.
 
         Raises:
           InputError: what is saved has other arrays than `like`; names the first that
@@ -91,25 +128,25 @@ class Checkpoints:
         """
         step = self.latest_step()
         saved = self._manager.item_metadata(step)["state"]
-        # Orbax saves a random key as the integers that it is made of.
-        raw = like.replace(key=jax.random.key_data(like.key))
+        raw = with_raw_key(like)
         differing = _differences(_shapes(saved), _shapes(raw))
         if differing:
             raise InputError(
                 f"The checkpoint of step {step} in {self.directory} is of another model: {'; '.join(differing)}. "
                 "Give the configuration it was made with, or another --workdir."
             )
+        # To the host, so that no sharding over the devices of then is asked for.
+        wanted = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), raw)
         restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()
-            ),
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
         )
-        return restored["state"], restored["data"]
+        state = jax.tree.map(jax.numpy.asarray, restored["state"])
+        return state.replace(key=jax.random.wrap_key_data(state.key))
 
     def wait(self) -> None:
-        """Until all that was begun is saved."""
-        self._manager.wait_until_finished()
+        """Until all that was begun is saved; raises as `save` does."""
+        with self._explained():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and ends Orbax's threads."""

@@ -52,9 +52,11 @@ NOT_NEGATIVE = (
     "objective.component_chunk",
     "adversarial.weight",
     "adversarial.start",
+    "train.skip_nonfinite",
 )
 FRACTIONS = (
     "data.test_fraction",
+    "data.max_bad_fraction",
     "objective.moment_decay",
     "optimizer.beta1",
     "optimizer.beta2",
@@ -67,29 +69,7 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0  # of parameters, noise and the order of the data
 
-    config.data = data = ml_collections.ConfigDict()
-    # digits (scikit-learn's) | folder (of JPEG, PNG, WebP) | array (.npz or .npy) | tfds
-    data.source = "digits"
-    # The folder or the file; tfds: where data sets are stored ("" is TFDS's default),
-    # or without data.name the folder of one
-    data.dir = ""
-    data.name = ""  # tfds: name of the data set, such as celeb_a
-    data.train_split = "train"  # tfds: split, with slicing if wanted
-    data.test_split = "test"  # tfds: "" holds out test_fraction of train_split
-    data.test_fraction = 0.1  # held out where a source has no test split of its own
-    data.size = 8  # height and width given to the model, pixels
-    data.channels = 1  # 1 (grey) | 3 (RGB); images are converted
-    # center (largest centred square) | celeba (centred 148x148 of 178x218) | celeba_hq
-    # (square already) | none (squeezed to a square); then resized to size, bicubic and
-    # antialiased
-    data.crop = "center"
-    data.flip = False  # mirror training images left to right, each with probability 1/2
-    # A set of up to this size, once resized, is kept in memory as it is first read
-    data.memory_gib = 2.0
-    # Processes that read a larger set for training: 0 is threads instead, as for a set in
-    # memory; -1 is half as many as cores, at most 8, or threads where that is one
-    data.workers = -1
-    data.prefetch = 8  # batches that are read ahead, each by a thread
+    config.data = _data_section()
 
     config.model = model = ml_collections.ConfigDict()
     model.latent_size = 16  # D
@@ -160,7 +140,38 @@ def default_config() -> ml_collections.ConfigDict:
     train.evaluate_every = 500  # steps; with pictures; also at the end
     train.checkpoint_every = 500  # steps; also at the end
     train.checkpoints_kept = 3
+    # Steps that may be left out, for a loss or a gradient is not finite; one more ends the run
+    train.skip_nonfinite = 0
     return config.lock()
+
+
+def _data_section() -> ml_collections.ConfigDict:
+    data = ml_collections.ConfigDict()
+    # digits (scikit-learn's) | folder (of JPEG, PNG, WebP) | array (.npz or .npy) | tfds
+    data.source = "digits"
+    # The folder or the file; tfds: where data sets are stored ("" is TFDS's default),
+    # or without data.name the folder of one
+    data.dir = ""
+    data.name = ""  # tfds: name of the data set, such as celeb_a
+    data.train_split = "train"  # tfds: split, with slicing if wanted
+    data.test_split = "test"  # tfds: "" holds out test_fraction of train_split
+    data.test_fraction = 0.1  # held out where a source has no test split of its own
+    data.size = 8  # height and width given to the model, pixels
+    data.channels = 1  # 1 (grey) | 3 (RGB); images are converted
+    # center (largest centred square) | celeba (centred 148x148 of 178x218) | celeba_hq
+    # (square already) | none (squeezed to a square); then resized to size, bicubic and
+    # antialiased
+    data.crop = "center"
+    data.flip = False  # mirror training images left to right, each with probability 1/2
+    # Of a split's images, those that cannot be decoded and are left out; more end the run
+    data.max_bad_fraction = 0.01
+    # A set of up to this size, once resized, is kept in memory as it is first read
+    data.memory_gib = 2.0
+    # Processes that read a larger set for training: 0 is threads instead, as for a set in
+    # memory; -1 is half as many as cores, at most 8, or threads where that is one
+    data.workers = -1
+    data.prefetch = 8  # batches that are read ahead, each by a thread
+    return data
 
 
 def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:

@@ -28,13 +28,16 @@ class MetricLog:
             lines = [
                 line for line in path.read_text().splitlines() if _step_of(line) <= step
             ]
-            path.write_text("".join(line + "\n" for line in lines))
+            shorter = path.with_suffix(".new")
+            shorter.write_text("".join(line + "\n" for line in lines))
+            shorter.replace(path)  # never half of it, whenever the run is killed
         self._file = path.open("a")
         self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, and one point of each curve."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        line = json.dumps({"step": step, **values}, allow_nan=False)
+        self._file.write(line + "\n")
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)

@@ -1,7 +1,9 @@
 """Command line: `python -m gamix_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=train|describe|prepare] [--config.KEY=VALUE]`."""
 
+import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -17,6 +19,25 @@ WORKDIR = flags.DEFINE_string(
 )
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "describe", "prepare"], "What to do."
+)
+ACCEPT_CHANGES = flags.DEFINE_bool(
+    "accept_changes",
+    False,
+    "train: go on with another configuration than the run was begun with.",
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "train: one of several processes; TPU pods, Slurm and Open MPI say which, else the next three.",
+)
+COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "train: HOST:PORT of process 0, a port that is free."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "train: processes in all.", 1
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "train: number of this process, from 0.", 0
 )
 IMAGES = flags.DEFINE_string(
     "images", None, "prepare: folder, zip or tar of photos, or folder of --dataset."
@@ -34,6 +55,11 @@ DATASET = flags.DEFINE_string(
 )
 
 
+PREPARE_FLAGS = ("images", "out", "size", "crop", "dataset")
+PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
+TRAIN_FLAGS = ("config", "workdir", "accept_changes", "distributed", *PROCESS_FLAGS)
+
+
 def main(argv: list[str]) -> None:
     """Dispatches to the mode asked for; bad input ends with one sentence and exit code 1."""
     # Orbax tells every detail of a save, TFDS warns of each set not prepared yet.
@@ -41,12 +67,15 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags begin with two dashes.")
     try:
-        if MODE.value == "prepare":
+        preparing = MODE.value == "prepare"
+        for name in TRAIN_FLAGS if preparing else PREPARE_FLAGS:
+            if flags.FLAGS[name].present:
+                raise InputError(
+                    f"--{name} is {'not ' if preparing else ''}for --mode=prepare."
+                )
+        if preparing:
             _prepare()
             return
-        for name in ("images", "out", "size", "crop", "dataset"):
-            if flags.FLAGS[name].present:
-                raise InputError(f"--{name} is for --mode=prepare.")
         if CONFIG.value is None:
             raise InputError("--config=FILE is required, such as configs/digits.py.")
         if MODE.value == "describe":
@@ -56,13 +85,7 @@ def main(argv: list[str]) -> None:
 
             describe(CONFIG.value, Console())
         else:
-            from gamix_jax.train import train
-
-            if not WORKDIR.value:
-                raise InputError(
-                    "--workdir is missing; name the folder for logs, pictures and checkpoints."
-                )
-            train(CONFIG.value, Path(WORKDIR.value))
+            _train()
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -72,11 +95,48 @@ def main(argv: list[str]) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
+def _train() -> None:
+    """Checks the flags of this mode, starts the processes if there are several, and trains."""
+    if not WORKDIR.value:
+        raise InputError(
+            "--workdir is missing; name the folder for logs, pictures and checkpoints."
+        )
+    if "://" in WORKDIR.value:
+        raise InputError(
+            f"--workdir={WORKDIR.value} is no folder of this machine; mount the bucket, "
+            "and name the folder that it is mounted at."
+        )
+    from gamix_jax.train import train
+
+    workdir = Path(WORKDIR.value).expanduser()
+    if not DISTRIBUTED.value:
+        for name in PROCESS_FLAGS:
+            if flags.FLAGS[name].present:
+                raise InputError(f"--{name} is for --distributed; add that.")
+        train(CONFIG.value, workdir, ACCEPT_CHANGES.value)
+        return
+    from gamix_jax import pods
+
+    words = pods.start_processes(
+        COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value
+    )
+    try:
+        train(CONFIG.value, workdir, ACCEPT_CHANGES.value)
+        words.close()
+    except BaseException as error:
+        # An orderly end would wait for the others, which wait for this process.
+        if isinstance(error, InputError):
+            print(f"error: {error}", file=sys.stderr)
+            words.close()
+        else:  # such as a collective that another process is missing from
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
 def _prepare() -> None:
     """Checks the flags of this mode and dispatches."""
-    for name in ("config", "workdir"):
-        if flags.FLAGS[name].present:
-            raise InputError(f"--{name} is not for --mode=prepare.")
     if not IMAGES.value or not OUT.value:
         raise InputError("--mode=prepare needs --images=DIR and --out=DIR.")
     if (SIZE.value is None) == (DATASET.value is None):

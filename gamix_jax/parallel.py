@@ -12,10 +12,9 @@ from gamix_jax.steps import AXIS
 def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
     """Runs one replica's `step(state, batch)` on every device of every process, with collectives over axis "batch".
 
-    The state has no device axis: it goes in and comes out as ordinary arrays,
-      replicated over the devices; so does
-    everything else that the step returns, which must therefore be the same on every
-    replica.
+    The state has no device axis: it goes in and comes out as ordinary arrays, replicated
+    over the devices; so does everything else that the step returns, which must therefore
+    be the same on every replica.
 
     Args:
       step: (state, batch) to a pytree.
@@ -26,13 +25,18 @@ def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
       A function of (state, batch), each leaf of the batch [local devices, n, ...] as
       `put_on_devices` makes it.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         step,
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=None,
         donate_argnums=(0,) if donate_state else (),
     )
+    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return mapped
+    # Steps in flight at once can block each other between processes of several CPU
+    # devices (jax 0.10 to 0.12).
+    return lambda state, batch: jax.block_until_ready(mapped(state, batch))
 
 
 def _local_sharding(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:

@@ -18,6 +18,8 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, steps done.
+      skipped: int32 scalar, how many of them changed nothing, for a loss or a gradient
+        was not finite.
       key: the run's random key; it never changes, each step folds its number into it.
       generator_params, generator_batch_stats, generator_opt_state: of the autoencoder.
       ema_params, ema_batch_stats: exponential moving averages of the autoencoder's, for
@@ -30,6 +32,7 @@ class TrainState:
     """
 
     step: jax.Array
+    skipped: jax.Array
     key: jax.Array
     generator_params: Any
     generator_batch_stats: Any
@@ -40,6 +43,11 @@ class TrainState:
     discriminator_params: Any
     discriminator_batch_stats: Any
     discriminator_opt_state: Any
+
+
+def with_raw_key(state: TrainState) -> TrainState:
+    """The state with its key as the integers that it is made of, to be saved or compared."""
+    return state.replace(key=jax.random.key_data(state.key))
 
 
 def make_models(
@@ -95,6 +103,7 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
         )
         return TrainState(
             step=jnp.int32(0),
+            skipped=jnp.int32(0),
             key=run_key,
             generator_params=params,
             generator_batch_stats=batch_stats,

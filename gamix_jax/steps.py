@@ -23,7 +23,8 @@ class Steps(NamedTuple):
 
     Attributes:
       train_step: (state, images) -> (state, metrics), metrics float32 scalars of the
-        global batch. The discriminator judges one component an image, drawn by its
+        global batch. Where one is not finite, the state stays as it was but for `step`
+        and `skipped`. The discriminator judges one component an image, drawn by its
         weight, so the adversarial term has no gradient into the mixture's logits.
       eval_step: (state, {"image": images, "index": int32 [n]}) -> sums over the global
         batch, its posteriors and its indices, for `evaluate`. The index is the image's
@@ -54,7 +55,7 @@ def make_train_step(
     generator_optimizer, discriminator_optimizer = make_optimizers(config)
 
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
-        images = scale_images(images)
+        before, images = state, scale_images(images)
         keys = _image_keys(jax.random.fold_in(state.key, state.step), images.shape[0])
         (coding, fake), pull_back, batch_stats = jax.vjp(
             _autoencode(config, autoencoder, state, images, keys),
@@ -121,9 +122,20 @@ def make_train_step(
             moments=moments,
         )
         minimum = jax.lax.pmin(metrics["variance_min"], AXIS)
-        return state, jax.lax.pmean(metrics, AXIS) | {"variance_min": minimum}
+        metrics = jax.lax.pmean(metrics, AXIS) | {"variance_min": minimum}
+        return _unless_not_finite(metrics, state, before)
 
     return train_step
+
+
+def _unless_not_finite(
+    metrics: Metrics, after: TrainState, before: TrainState
+) -> tuple[TrainState, Metrics]:
+    """The state after a step, or that before it where a metric is not finite; and the metrics with the number of such steps."""
+    finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
+    skipped = before.replace(step=after.step, skipped=before.skipped + 1)
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, skipped)
+    return state, metrics | {"skipped_steps": state.skipped.astype(jnp.float32)}
 
 
 def _autoencode(

@@ -28,7 +28,8 @@ def saved(tmp_path_factory):
 def restored(workdir):
     checkpoints = Checkpoints(workdir)
     step = checkpoints.latest_step()
-    state, position = checkpoints.restore(create_state(small_run()))
+    position = checkpoints.read_position()
+    state = checkpoints.restore(create_state(small_run()))
     checkpoints.close()
     assert position == {"position": step}
     return step, state, checkpoints.warnings

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,13 @@ from PIL import Image
 from test_data import photo
 from test_steps import tiny_config
 
+from gamix_jax import loop as loop_module
+from gamix_jax import steps as steps_module
 from gamix_jax import train as train_module
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.errors import InputError
 from gamix_jax.interrupts import Stopped, StopSignals
+from gamix_jax.parallel import map_over_devices
 from gamix_jax.state import create_state
 from gamix_jax.train import train
 
@@ -95,21 +99,50 @@ def _bits(leaf):
 
 
 def test_a_finished_run_is_left_alone(whole, capsys):
-    before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+    def written():
+        files = whole[0].rglob("*")
+        return {p: p.stat().st_mtime_ns for p in files if p.name != ".lock"}
+
+    before = written()
     state = train(small_run(), whole[0])
     assert int(state.step) == 4
     assert "holds 4 steps already" in capsys.readouterr().out.replace("\n", " ")
-    assert {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")} == before
+    assert written() == before
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_kept(whole):
+def test_another_configuration_is_refused_with_all_that_differs(whole):
+    config = small_run(
+        model__latent_size=5, optimizer__beta1=0.25, train__steps=6, train__log_every=1
+    )
+    with pytest.raises(InputError) as error:
+        train(config, whole[0])
+    assert str(error.value) == (
+        "The run was begun with another configuration: model.latent_size was 4 and is 5; "
+        "optimizer.beta1 was 0.5 and is 0.25. Give what it was begun with, or another "
+        "--workdir; --accept_changes goes on with the new one, where the networks stay as "
+        "they are."
+    )
+    # What fits neither, however much it is wanted, is told by the arrays that differ.
     with pytest.raises(
         InputError, match=r"step 4 .* of another model: .*\(4, 64\), not \(5, 64\)"
     ) as error:
-        train(small_run(model__latent_size=5, train__steps=6), whole[0])
+        train(config, whole[0], accept_changes=True)
     assert "\n" not in str(error.value)
-    state, _ = Checkpoints(whole[0]).restore(create_state(small_run()))
+    state = Checkpoints(whole[0]).restore(create_state(small_run()))
     chex.assert_trees_all_equal(_bits(state.step), np.int32(4))
+
+
+def test_an_accepted_change_is_said_and_becomes_the_run_s(tmp_path, capsys):
+    first = small_run(train__steps=1, adversarial__loss="none")
+    train(first, tmp_path)
+    config = small_run(train__steps=2, adversarial__loss="none", optimizer__beta1=0.25)
+    train(config, tmp_path, accept_changes=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Changed: optimizer.beta1 was 0.5 and is 0.25." in said
+    config.train.steps = 3
+    train(config, tmp_path)  # nothing to accept any more
+    with pytest.raises(InputError, match=r"beta1 was 0.25 and is 0.5"):
+        train(first, tmp_path)
 
 
 def test_no_more_checkpoints_than_asked_for(tmp_path):
@@ -138,13 +171,73 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(
         InputError, match=r"step 2: .*generator_parameter_norm.*checkpoint 1 is kept"
     ):
-        train(config, tmp_path)
+        train(config, tmp_path, accept_changes=True)
     assert Checkpoints(tmp_path).latest_step() == 1
+
+
+def poisoned(monkeypatch, steps):
+    """The reconstruction error is NaN at some steps, counted from 0."""
+
+    def objective(config, images, coding, moments, step, axis_name):
+        loss, (metrics, moments) = real(
+            config, images, coding, moments, step, axis_name
+        )
+        bad = jax.numpy.isin(step, jax.numpy.array(steps))
+        poison = jax.numpy.where(bad, jax.numpy.nan, 1.0)
+        metrics["reconstruction"] *= poison
+        return loss * poison, (metrics, moments)
+
+    real = steps_module.autoencoder_objective
+    monkeypatch.setattr(steps_module, "autoencoder_objective", objective)
+
+
+def test_steps_that_are_not_finite_are_left_out_as_often_as_allowed(
+    tmp_path, monkeypatch, capsys
+):
+    """Steps 2 and 3 of four, a log step among them; the third time is one too many."""
+    poisoned(monkeypatch, [1, 2])
+    config = small_run(adversarial__loss="none", train__skip_nonfinite=2)
+    config.train.log_every = 3
+    state = train(config, tmp_path)
+    assert (int(state.step), int(state.skipped)) == (4, 2)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.generator_params))
+    said = " ".join(capsys.readouterr().out.split())
+    for step, count in ((2, 1), (3, 2)):
+        assert re.search(
+            rf"Not finite at step {step}: reconstruction, generator_[\w, ]*; "
+            rf"the step was left out, {count} of at most 2",
+            said,
+        )
+    by_step = {line["step"]: line for line in lines(tmp_path) if "kl" in line}
+    assert by_step[2]["skipped_steps"] == 1
+    assert "reconstruction" not in by_step[2]  # JSON has no NaN
+    assert by_step[4]["skipped_steps"] == 2
+    assert np.isfinite(by_step[4]["reconstruction"])
+    # The count goes on with the run.
+    poisoned(monkeypatch, [4])
+    config.train.steps = 6
+    with pytest.raises(InputError, match=r"step 5: .*checkpoint 4 is kept.*nonfinite"):
+        train(config, tmp_path)
+    assert Checkpoints(tmp_path).latest_step() == 4
+
+
+def test_a_step_left_out_changes_nothing_but_the_counts(monkeypatch):
+    poisoned(monkeypatch, [0])
+    config = small_run()
+    step = map_over_devices(steps_module.make_train_step(config))
+    before = create_state(config)
+    images = np.zeros((8, 2, 8, 8, 1), np.uint8)
+    after, _ = step(before, images)
+    expected = before.replace(step=before.step + 1, skipped=before.skipped + 1)
+    chex.assert_trees_all_equal(*(jax.tree.map(_bits, s) for s in (after, expected)))
+    again, _ = step(after, images)
+    assert (int(again.step), int(again.skipped)) == (2, 1)
 
 
 def test_other_data_are_refused(whole):
     for key, value in (("seed", 5), ("train__batch_size", 8), ("data__flip", True)):
-        with pytest.raises(InputError, match=rf"{key.replace('__', '.')} was"):
+        sentence = rf"begun with other data: {key.replace('__', '.')} was"
+        with pytest.raises(InputError, match=sentence):
             train(small_run(train__steps=6, **{key: value}), whole[0])
 
 
@@ -203,19 +296,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
     with monkeypatch.context() as patch:
         if place == "step":
 
-            class Bar(train_module.ProgressBar):
+            class Bar(loop_module.ProgressBar):
                 def step(self, step):
                     os.kill(os.getpid(), number)
 
-            patch.setattr(train_module, "ProgressBar", Bar)
+            patch.setattr(loop_module, "ProgressBar", Bar)
         else:
 
             def evaluate(eval_step, state, batches):
                 os.kill(os.getpid(), number)
                 return real(eval_step, state, batches)
 
-            real = train_module.evaluate
-            patch.setattr(train_module, "evaluate", evaluate)
+            real = loop_module.evaluate
+            patch.setattr(loop_module, "evaluate", evaluate)
         train(small_run(), tmp_path)
     stopped = {"step": 1, "evaluation": 2}[place]
     said = " ".join(capsys.readouterr().out.split())
@@ -237,9 +330,9 @@ def test_an_owed_evaluation_is_done_after_the_last_step_too(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(eval_step, state, batches)
 
-    real = train_module.evaluate
+    real = loop_module.evaluate
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "evaluate", evaluate)
+        patch.setattr(loop_module, "evaluate", evaluate)
         train(small_run(), tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [2, 2, 4]
     train(small_run(), tmp_path)

@@ -1,0 +1,198 @@
+"""The loop over the steps of a run, and what is due at some of them."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from rich.console import Console
+
+from gamix_jax import data, figures
+from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.errors import InputError
+from gamix_jax.evaluate import evaluate
+from gamix_jax.interrupts import Stopped, StopSignals
+from gamix_jax.logs import MetricLog, ProgressBar
+from gamix_jax.objective import Metrics
+from gamix_jax.parallel import map_over_devices
+from gamix_jax.state import TrainState
+from gamix_jax.steps import make_steps, scale_images
+
+SAMPLES, RECONSTRUCTIONS = 64, 32  # in a picture
+
+
+class Run(NamedTuple):
+    """What a run is made of, but for its state.
+
+    Attributes:
+      config: the experiment.
+      workdir: folder of the run.
+      images: "train" and "test".
+      batches: of the training images, at their position.
+      begun_with: what the run is compared with when it goes on, JSON-able.
+      checkpoints: of the run.
+      log: of its numbers; None where another process keeps it.
+      console: quiet on all processes but one.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    images: dict[str, data.Images]
+    batches: data.TrainBatches
+    begun_with: dict[str, Any]
+    checkpoints: Checkpoints
+    log: MetricLog | None
+    console: Console
+
+
+def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
+    """Trains from `state` to the last step, or until a signal asks to stop.
+
+    Nothing is read from the devices but where it is due.
+
+    Args:
+      run: all but the state.
+      state: replicated over this process's devices.
+      pending: an evaluation of this state is owed, and comes first.
+
+    Returns:
+      The last state.
+
+    Raises:
+      InputError: more steps than allowed were not finite, images could not be read, or
+        a checkpoint found no room.
+    """
+    options, start, console = run.config.train, int(state.step), run.console
+    steps = make_steps(run.config)
+    train_step = map_over_devices(steps.train_step, donate_state=True)
+    eval_step = map_over_devices(steps.eval_step)
+    draw = _painter(run, jax.jit(steps.sample), jax.jit(steps.reconstruct))
+    skipped, recent = int(state.skipped), []
+
+    def due(step: int, every: int) -> bool:
+        return step % every == 0 or step == options.steps
+
+    def measured(state: TrainState, step: int) -> bool:
+        """Evaluates, unless a signal asks to stop."""
+        batch = data.evaluation_batches(
+            run.images["test"],
+            options.batch_size,
+            jax.process_index(),
+            jax.process_count(),
+            run.config.data.prefetch,
+        )
+        try:
+            values = evaluate(eval_step, state, signals.unless_stopped(batch))
+        except Stopped:
+            return False
+        if run.log:
+            run.log.write(step, {f"test/{k}": v for k, v in values.items()})
+            draw(state, step)
+        return True
+
+    console.print(
+        f"Training {run.workdir} from step {start} to {options.steps} on {jax.device_count()} {jax.devices()[0].device_kind}"
+    )
+    with (
+        StopSignals() as signals,
+        ProgressBar(start, options.steps, console) as bar,
+        jax.transfer_guard_device_to_host("disallow"),
+    ):
+        step = start
+        stopping = pending = pending and not measured(state, start)
+        mark, marked = time.perf_counter(), start
+        while step < options.steps and not stopping:
+            state, metrics = train_step(state, next(run.batches))
+            step += 1
+            recent.append((step, metrics))
+            bar.step(step)
+            stopping = signals.stop_here()
+            logs = due(step, options.log_every) or due(step, options.checkpoint_every)
+            pending = due(step, options.evaluate_every)
+            if logs or pending or stopping:  # all that may be saved is checked
+                values = _read(metrics)
+                if values["skipped_steps"] > skipped:
+                    _report_skipped(recent, skipped, run)
+                skipped = values["skipped_steps"]
+                recent.clear()
+            if logs:
+                seconds = time.perf_counter() - mark
+                values["images_per_second"] = (
+                    (step - marked) * options.batch_size / seconds
+                )
+                values = {k: v for k, v in values.items() if math.isfinite(v)}
+                if run.log:
+                    run.log.write(step, values)
+                bar.show(step, values)
+                mark, marked = time.perf_counter(), step
+            if pending:
+                paused = time.perf_counter()
+                pending = not measured(state, step)
+                mark += time.perf_counter() - paused
+            stopping = stopping or pending
+            if due(step, options.checkpoint_every) or stopping:
+                position = {
+                    "batches": run.batches.get_state(),
+                    "begun_with": run.begun_with,
+                    "evaluation_pending": pending,
+                }
+                run.checkpoints.save(step, state, position)
+    run.checkpoints.wait()
+    if signals.received:
+        console.print(
+            f"Stopped by {signals.received} after step {step}, which is saved; the same "
+            "command goes on."
+        )
+    return state
+
+
+def _read(metrics: Metrics) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
+def _report_skipped(recent: list[tuple[int, Metrics]], skipped: int, run: Run) -> None:
+    """Names each step that was left out and what was not finite at it; raises where it is one too many."""
+    allowed = run.config.train.skip_nonfinite
+    for step, metrics in recent:
+        bad = [k for k, v in _read(metrics).items() if not math.isfinite(v)]
+        if not bad:
+            continue
+        skipped += 1
+        # The terms first; the losses and norms that they spoil follow.
+        bad.sort(key=lambda name: name.startswith(("generator_", "discriminator_")))
+        what = f"Not finite at step {step}: {', '.join(bad)}"
+        if skipped > allowed:
+            saved = run.checkpoints.latest_step()
+            kept = f"checkpoint {saved} is kept" if saved else "nothing was saved yet"
+            raise InputError(
+                f"{what} ({kept}); lower the learning rate or the weight of a term that "
+                "had grown, or leave out N such steps by --config.train.skip_nonfinite=N."
+            )
+        run.console.print(
+            f"{what}; the step was left out, {skipped:.0f} of at most {allowed}.",
+            soft_wrap=True,
+        )
+
+
+def _painter(run: Run, sample, reconstruct):
+    """A function of (state, step) that writes both pictures, always of the same random keys and images."""
+    keys = jax.random.split(jax.random.key(0), SAMPLES)
+    test_images, directory = run.images["test"], run.workdir / "figures"
+    originals = np.stack(
+        [test_images[i % len(test_images)] for i in range(RECONSTRUCTIONS)]
+    )
+
+    def draw(state: TrainState, step: int) -> None:
+        samples = jax.device_get(sample(state, keys))
+        reconstructions = jax.device_get(reconstruct(state, originals))
+        inputs = jax.device_get(scale_images(originals))
+        for name, picture in (
+            ("samples", figures.image_grid(samples, columns=8)),
+            ("reconstructions", figures.reconstruction_grid(inputs, reconstructions)),
+        ):
+            figures.save_picture(picture, directory / f"{name}_{step:08d}.png")
+
+    return draw

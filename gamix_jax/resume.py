@@ -1,0 +1,77 @@
+"""Whether a run may go on with the configuration that is given now."""
+
+import json
+from typing import Any
+
+import ml_collections
+
+from gamix_jax.errors import InputError
+
+# What changes no number of the run.
+FREE = (
+    "data.dir",
+    "data.memory_gib",
+    "data.workers",
+    "data.prefetch",
+    "data.max_bad_fraction",
+    "train.steps",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.checkpoints_kept",
+    "train.skip_nonfinite",
+)
+# What the order of the images depends on, besides the section data.
+ORDER = ("seed", "train.batch_size", "number of training images")
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Every value by the name that it is overridden by, as JSON gives it back."""
+    values = {
+        f"{section}.{key}": value
+        for section in config
+        if section != "seed"
+        for key, value in config[section].items()
+    }
+    return json.loads(json.dumps({"seed": config.seed, **values}))
+
+
+def check_continued(
+    saved: dict[str, Any], wanted: dict[str, Any], accept_changes: bool
+) -> list[str]:
+    """Compares what a run was begun with and what it is to go on with.
+
+    Args:
+      saved: `flatten` of the configuration that was saved, and "number of training
+        images".
+      wanted: the same of now.
+      accept_changes: allows changes that leave the images and their order alone.
+
+    Returns:
+      What differs and was allowed by that.
+
+    Raises:
+      InputError: lists what differs and may not.
+    """
+    differing = {
+        key: f"{key} was {saved[key]!r} and is {value!r}"
+        for key, value in wanted.items()
+        if key in saved and saved[key] != value and key not in FREE
+    }
+    order = [
+        difference
+        for key, difference in differing.items()
+        if key in ORDER or key.startswith("data.")
+    ]
+    if order:
+        raise InputError(
+            f"The run was begun with other data: {'; '.join(order)}. Give what it was "
+            "begun with, or another --workdir."
+        )
+    if differing and not accept_changes:
+        raise InputError(
+            f"The run was begun with another configuration: {'; '.join(differing.values())}. "
+            "Give what it was begun with, or another --workdir; --accept_changes goes on "
+            "with the new one, where the networks stay as they are."
+        )
+    return list(differing.values())
