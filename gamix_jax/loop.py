@@ -1,6 +1,7 @@
 """The loop over the steps of a run, and what is due at some of them."""
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +72,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
     eval_step = map_over_devices(steps.eval_step)
     draw = _painter(run, jax.jit(steps.sample), jax.jit(steps.reconstruct))
     skipped, recent = int(state.skipped), []
+    reported = dict.fromkeys(run.images, 0)
 
     def due(step: int, every: int) -> bool:
         return step % every == 0 or step == options.steps
@@ -118,6 +120,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
                     _report_skipped(recent, skipped, run)
                 skipped = values["skipped_steps"]
                 recent.clear()
+                _report_unreadable(run, reported)
             if logs:
                 seconds = time.perf_counter() - mark
                 values["images_per_second"] = (
@@ -141,6 +144,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
                 }
                 run.checkpoints.save(step, state, position)
     run.checkpoints.wait()
+    _report_unreadable(run, reported)
     if signals.received:
         console.print(
             f"Stopped by {signals.received} after step {step}, which is saved; the same "
@@ -175,6 +179,19 @@ def _report_skipped(recent: list[tuple[int, Metrics]], skipped: int, run: Run) -
             f"{what}; the step was left out, {skipped:.0f} of at most {allowed}.",
             soft_wrap=True,
         )
+
+
+def _report_unreadable(run: Run, reported: dict[str, int]) -> None:
+    """Names the images that cannot be decoded and were not named yet; `reported` counts those that were, by split."""
+    for split, images in run.images.items():
+        new = list(images.unreadable.values())[reported[split] :]
+        for sentence in new:
+            reported[split] += 1
+            line = f"{sentence} Left out, {reported[split]} of the {len(images):,} images ({split})."
+            if run.console.quiet:  # no other process knows
+                print(f"process {jax.process_index()}: {line}", file=sys.stderr)
+            else:
+                run.console.print(line, soft_wrap=True, highlight=False)
 
 
 def _painter(run: Run, sample, reconstruct):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from test_data import data_config, photo
+from test_data import data_config, photo, with_bad_ones
 
 from gamix_jax.data import (
     Images,
@@ -189,6 +189,28 @@ def test_a_worker_names_what_it_cannot_read(tmp_path):
     batches = train_batches(open_images(config, "train"), 8, 0, False, workers=1)
     with pytest.raises(InputError, match=r"bad\.png is not a readable image"):
         next(batches)
+
+
+def test_what_a_worker_cannot_decode_is_known_here(tmp_path):
+    with_bad_ones(tmp_path)
+    config = data_config(
+        source="folder",
+        dir=str(tmp_path),
+        size=4,
+        test_fraction=0.0,
+        memory_gib=0.0,
+        max_bad_fraction=0.1,
+    )
+    images = [open_images(config, "train") for _ in range(2)]
+    by_worker, by_threads = (
+        train_batches(each, 10, 0, False, workers=workers)
+        for each, workers in zip(images, (1, 0), strict=True)
+    )
+    for _ in range(2):  # an epoch
+        np.testing.assert_array_equal(next(by_worker), next(by_threads))
+    by_worker.close()
+    assert images[0].unreadable == images[1].unreadable
+    assert sorted(images[0].unreadable) == [3, 4]
 
 
 @pytest.mark.parametrize("source", ["folder", "tfds"])

@@ -1,6 +1,8 @@
 """Sources, labels, memory, and what is done to each image."""
 
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from PIL import Image, ImageMode, ImageOps
 from sklearn.datasets import load_digits
 
 from gamix_jax.config import default_config
-from gamix_jax.data import fit_image, open_images, train_batches
+from gamix_jax.data import evaluation_batches, fit_image, open_images, train_batches
+from gamix_jax.data.photos import decode_photo
 from gamix_jax.errors import InputError
 
 
@@ -469,3 +472,106 @@ def test_an_unreadable_image_is_named(tmp_path, content):
     config = data_config(source="folder", dir=str(tmp_path), size=4, test_fraction=0.0)
     with pytest.raises(InputError, match=r"bad\.png is not a readable image"):
         next(train_batches(open_images(config, "train"), 8, 0, False))
+
+
+def with_bad_ones(folder, good=18):
+    """Photos 00 to 19 of which 03 and 04 are damaged, and the good ones' pixels."""
+    for i in range(good + 2):
+        photo(folder / f"{i:02}.png", 4, 4, seed=i)
+    (folder / "03.png").write_bytes(b"")
+    (folder / "04.png").write_bytes((folder / "05.png").read_bytes()[:-40])
+    return {
+        i: np.asarray(Image.open(folder / f"{i:02}.png"))
+        for i in range(good + 2)
+        if i not in (3, 4)
+    }
+
+
+@pytest.mark.parametrize("memory", [0.0, 2.0])
+def test_unreadable_images_are_left_out_and_named(tmp_path, memory):
+    pixels = with_bad_ones(tmp_path)
+    config = data_config(
+        source="folder",
+        dir=str(tmp_path),
+        size=4,
+        channels=3,
+        test_fraction=0.0,
+        memory_gib=memory,
+        max_bad_fraction=0.1,
+    )
+    images = open_images(config, "train")
+    for _ in range(2):
+        for i in range(20):
+            expected = pixels[{3: 5, 4: 5}.get(i, i)]  # the next that is good
+            np.testing.assert_array_equal(images[i], expected)
+    assert sorted(images.unreadable) == [3, 4]
+    for index in (3, 4):
+        sentence = images.unreadable[index]
+        assert f"0{index}.png is not a readable image" in sentence
+    np.testing.assert_array_equal(
+        images.is_unreadable(np.array([4, 0, 3])), [True, False, True]
+    )
+    # In evaluation what stands in for them does not count.
+    batches = list(evaluation_batches(images, 8))
+    indices = np.concatenate([batch["index"] for batch in batches])
+    assert sorted(indices) == [-1] * 6 + [i for i in range(20) if i not in (3, 4)]
+
+
+def test_more_unreadable_images_than_allowed_end_the_run(tmp_path):
+    with_bad_ones(tmp_path)
+    config = data_config(
+        source="folder", dir=str(tmp_path), size=4, channels=3, test_fraction=0.0
+    )
+    config.max_bad_fraction = 0.09  # of 20: one
+    images = open_images(config, "train")
+    images[4]
+    with pytest.raises(
+        InputError,
+        match=r"2 of the 20 .*max_bad_fraction=0\.09 allows 1; .*03\.png is not a readable",
+    ):
+        images[3]
+
+
+def test_a_decompression_bomb_is_unreadable(tmp_path):
+    """A PNG of 40,000x40,000 pixels, 1.6 GB unpacked, in 3 kB: its header is refused."""
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+
+    def chunk(kind, content):
+        body = kind + content
+        return (
+            struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+        )
+
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1_000_000)))
+        + chunk(b"IEND", b"")
+    )
+    with pytest.raises(InputError, match=r"bomb\.png .*exceeds limit .* pixels"):
+        decode_photo((tmp_path / "bomb.png").read_bytes(), "bomb.png")
+
+
+def test_odd_but_whole_images_are_used(tmp_path):
+    """CMYK, 16 bits, animated, a palette, one pixel: none is unreadable."""
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+    rgb.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(rng.integers(0, 2**16, (8, 8), np.uint16)).save(
+        tmp_path / "sixteen.png"
+    )
+    frames = {"save_all": True, "append_images": [rgb.rotate(90)]}
+    rgb.save(tmp_path / "animated.png", **frames)
+    rgb.save(tmp_path / "animated.webp", **frames)
+    rgb.quantize(16).save(tmp_path / "palette.png")
+    Image.new("RGB", (1, 1), (10, 20, 30)).save(tmp_path / "pixel.png")
+    config = data_config(
+        source="folder", dir=str(tmp_path), size=8, channels=3, test_fraction=0.0
+    )
+    images = open_images(config, "train")
+    by_name = dict(zip(sorted(p.name for p in tmp_path.iterdir()), images, strict=True))
+    assert len(by_name) == 6
+    assert not images.unreadable
+    # The first frame, and the one pixel everywhere
+    np.testing.assert_array_equal(by_name["animated.png"], rgb)
+    assert (by_name["pixel.png"] == (10, 20, 30)).all()

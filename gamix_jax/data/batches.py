@@ -134,15 +134,22 @@ def train_batches(
     """
     count, share = len(images), batch_size // process_count
 
-    def read(number: int) -> np.ndarray:
+    def read(number: int) -> tuple[np.ndarray, np.ndarray]:
         block = slice(process_index * share, (process_index + 1) * share)
         positions = np.arange(number * batch_size, (number + 1) * batch_size)[block]
-        batch = images.read(shuffled(positions, count, seed))
+        indices = shuffled(positions, count, seed)
+        batch = images.read(indices)
         if flip:
             bits = np.random.PCG64((seed, number)).random_raw(batch_size)[block]
             mirrored = bits >> 63 == 1
             batch[mirrored] = batch[mirrored, :, ::-1]
-        return batch
+        return batch, np.where(images.is_unreadable(indices), indices, -1)
+
+    def take(batch: np.ndarray, unreadable: np.ndarray) -> Any:
+        found = unreadable[unreadable >= 0]
+        if not images.is_unreadable(found).all():
+            images.read(found)  # so that this process knows what another one found
+        return put(batch)
 
     workers = choose_workers(images, workers)
     threads = max(1, prefetch // max(1, workers))
@@ -160,7 +167,8 @@ def train_batches(
             )
         return iter(
             grain.experimental.ThreadPrefetchIterDataset(
-                dataset.map(put), prefetch_buffer_size=ON_DEVICE
+                dataset.map(lambda read: take(*read)),
+                prefetch_buffer_size=ON_DEVICE,
             )
         )
 
@@ -185,16 +193,19 @@ def evaluation_batches(
 
     Returns:
       Iterator of {"image": uint8 [batch_size / process_count, size, size, channels],
-      "index": int32, the image's place or -1 for padding}.
+      "index": int32, the image's place, or -1 for padding and where another stands for
+      one that cannot be decoded}.
     """
     count, share = len(images), batch_size // process_count
 
     def read(number: int) -> dict[str, np.ndarray]:
         first = number * batch_size + process_index * share
         indices = np.arange(first, first + share)
+        batch = images.read(indices % count)
+        counted = (indices < count) & ~images.is_unreadable(indices)
         return {
-            "image": images.read(indices % count),
-            "index": np.where(indices < count, indices, -1).astype(np.int32),
+            "image": batch,
+            "index": np.where(counted, indices, -1).astype(np.int32),
         }
 
     dataset = grain.MapDataset.range(-(-count // batch_size)).map(read)

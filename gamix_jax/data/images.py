@@ -6,6 +6,7 @@ import ml_collections
 import numpy as np
 from PIL import ExifTags, Image
 
+from gamix_jax.data.photos import UnreadableImageError
 from gamix_jax.data.sources import Source, Split, open_source
 from gamix_jax.errors import InputError
 
@@ -96,12 +97,14 @@ class Images:
     """The images of one split at the size the model takes, random access, in the source's order.
 
     A set of at most `data.memory_gib` (once resized) is kept in memory as it is first
-    read; a larger one is read anew each time.
+    read; a larger one is read anew each time. In place of an image that cannot be
+    decoded stands the next one that can.
 
     Attributes:
       shape: of all images, (count, size, size, channels).
       kept: whether they are kept in memory.
       in_memory: whether they are, or their source is.
+      unreadable: a sentence on each image found so far that cannot be decoded, by index.
     """
 
     def __init__(
@@ -112,6 +115,8 @@ class Images:
         self.shape = (len(indices), data.size, data.size, data.channels)
         self.kept = bool(self._bytes <= data.memory_gib * 2**30)
         self.in_memory = self.kept or source.in_memory
+        self.unreadable: dict[int, str] = {}
+        self._bad_fraction = data.max_bad_fraction
         self._read = np.zeros(len(indices), bool)
         self._pixels = np.empty(self.shape if self.kept else 0, np.uint8)
 
@@ -130,7 +135,8 @@ class Images:
         """The images at indices [n], as uint8 [n, size, size, channels]; for many threads at once.
 
         Raises:
-          InputError: names an image that cannot be read or does not fit.
+          InputError: names an image that cannot be read from the disk or does not fit,
+            or cannot be decoded and is one more than `data.max_bad_fraction` allows.
         """
         if not self.kept:
             return np.stack([self._open(index) for index in indices])
@@ -139,13 +145,32 @@ class Images:
             self._read[index] = True  # after its pixels: another thread may look
         return self._pixels[indices]
 
+    def is_unreadable(self, indices: np.ndarray) -> np.ndarray:
+        """Of indices [n], which are of images that were found to be unreadable; bool [n]."""
+        return np.isin(indices, list(self.unreadable))
+
     def _open(self, index: int) -> np.ndarray:
-        place = int(self._indices[index])
-        image = self._source[place]
-        try:
-            return fit_image(image, *self._fit)
-        except InputError as error:
-            raise InputError(f"{self._source.where(place)}: {error}") from error
+        while True:  # comes to an end: not all may be unreadable
+            place = int(self._indices[index])
+            try:
+                image = self._source[place]
+            except UnreadableImageError as error:
+                self._note_unreadable(int(index), error)
+                index = (index + 1) % len(self)
+                continue
+            try:
+                return fit_image(image, *self._fit)
+            except InputError as error:
+                raise InputError(f"{self._source.where(place)}: {error}") from error
+
+    def _note_unreadable(self, index: int, error: UnreadableImageError) -> None:
+        self.unreadable[index] = str(error)
+        count, allowed = len(self.unreadable), int(self._bad_fraction * len(self))
+        if count > allowed:
+            raise InputError(
+                f"{count} of the {len(self):,} images cannot be decoded, and "
+                f"config.data.max_bad_fraction={self._bad_fraction} allows {allowed}; {error}"
+            ) from error
 
     def labels(self) -> np.ndarray | None:
         """Int64 [len], where the source has labels; else None."""

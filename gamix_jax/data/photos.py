@@ -12,6 +12,11 @@ from PIL import Image, UnidentifiedImageError
 
 from gamix_jax.errors import InputError
 
+
+class UnreadableImageError(InputError):
+    """A file's content is no image, or a damaged one."""
+
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -151,7 +156,7 @@ def decode_photo(content: bytes, name: object) -> Image.Image:
     """The image in a file's content.
 
     Raises:
-      InputError: it is damaged or no image, with `name` in the sentence.
+      UnreadableImageError: it is damaged or no image, with `name` in the sentence.
     """
     try:
         image = Image.open(io.BytesIO(content))
@@ -159,7 +164,7 @@ def decode_photo(content: bytes, name: object) -> Image.Image:
     except Exception as error:  # damaged files make Pillow raise anything
         unknown = isinstance(error, UnidentifiedImageError)
         cause = "of no format that Pillow knows" if unknown else error
-        raise InputError(
+        raise UnreadableImageError(
             f"{name} is not a readable image ({cause}); repair or remove it."
         ) from error
     return image
