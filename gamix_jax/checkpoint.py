@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,7 @@ class Checkpoints:
         """
         self.wait()  # for the save before, which is sealed then
         self._saving = step
+        check_room(self.directory, state)
         state = with_raw_key(state)
         if jax.process_count() > 1:
             state = jax.tree.map(
@@ -152,6 +154,22 @@ class Checkpoints:
         """Waits, and ends Orbax's threads."""
         self.wait()
         self._manager.close()
+
+
+def check_room(folder: Path, state: TrainState) -> None:
+    """Refuses a file system that has no room for a checkpoint.
+
+    Raises:
+      InputError: says how much there is and how much it takes.
+    """
+    wanted = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise InputError(
+            f"A checkpoint takes {wanted / 2**20:,.0f} MiB, and {folder} has {free / 2**20:,.0f} "
+            "MiB left; what was saved before is kept: make room, and the same command "
+            "goes on."
+        )
 
 
 def _digests(folder: Path) -> dict[str, str]:

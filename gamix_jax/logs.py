@@ -1,10 +1,11 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard event files and the terminal."""
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import tensorboardX
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -15,6 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 TERMS = ("reconstruction", "kl", "collapse_penalty", "adversarial")
 
@@ -32,15 +36,28 @@ class MetricLog:
             shorter.write_text("".join(line + "\n" for line in lines))
             shorter.replace(path)  # never half of it, whenever the run is killed
         self._file = path.open("a")
-        self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
+        # Not tensorboardX's SummaryWriter: once the disk is full, its thread dies and
+        # its queue blocks the run for good.
+        suffix = f".{os.getpid()}.{step}"  # a file begun in the same second is another
+        self._events = EventsWriter(str(workdir / "events"), suffix)
+        start = SessionLog(status=SessionLog.START)  # hides the points after `step`
+        self._events.write_event(
+            Event(wall_time=time.time(), step=step + 1, session_log=start)
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, and one point of each curve."""
         line = json.dumps({"step": step, **values}, allow_nan=False)
         self._file.write(line + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        points = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        self._events.write_event(
+            Event(wall_time=time.time(), step=step, summary=Summary(value=points))
+        )
+        self._events.flush()
 
     def __enter__(self) -> "MetricLog":
         return self

@@ -62,8 +62,9 @@ TRAIN_FLAGS = ("config", "workdir", "accept_changes", "distributed", *PROCESS_FL
 
 def main(argv: list[str]) -> None:
     """Dispatches to the mode asked for; bad input ends with one sentence and exit code 1."""
-    # Orbax tells every detail of a save, TFDS warns of each set not prepared yet.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax tells every detail of a save and each of its errors, which it also raises;
+    # TFDS warns of each set not prepared yet.
+    logging.set_verbosity(logging.FATAL)
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags begin with two dashes.")
     try:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import ml_collections
 from rich.console import Console
 
 from gamix_jax import data
-from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.checkpoint import Checkpoints, check_room
 from gamix_jax.config import check_config
 from gamix_jax.errors import NO_ROOM, InputError
 from gamix_jax.lock import locked, read_holder
@@ -143,13 +142,7 @@ def _open(
     if jax.process_index() == 0:
         stack.enter_context(locked(workdir, console.print))
     state = create_state(config)
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
-    free = shutil.disk_usage(workdir).free
-    if free < size:
-        raise InputError(
-            f"--workdir={workdir} has {free / 2**30:.2f} GiB left, and a checkpoint takes "
-            f"{size / 2**30:.2f} GiB; make room, or name another folder."
-        )
+    check_room(workdir, state)
     facts = {}
     if jax.process_count() > 1:
         facts = software() | {f"config.{k}": v for k, v in flatten(config).items()}

@@ -1,9 +1,13 @@
 """Checkpoints that something happened to: recognised, set aside, never lost."""
 
+import contextlib
+import resource
 import shutil
+import types
 
 import chex
 import jax
+import numpy as np
 import pytest
 from test_train import _bits, small_run
 
@@ -111,3 +115,64 @@ def test_a_damaged_step_can_be_saved_again(saved, tmp_path):
     step, state, warnings = restored(tmp_path / "run")
     assert (step, warnings) == (2, [])
     assert_same(state, saved[1][2])
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """As a quota does, but without the rights that it takes to set one up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Orbax's threads end in errors of their own.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+)
+def test_a_save_without_room_is_told_and_the_one_before_is_kept(saved, tmp_path):
+    """It fails in the background, and is told by the next save or wait."""
+    shutil.copytree(saved[0], tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run")
+    state = saved[1][2]
+    sentence = r"Checkpoint 3 could not be written to .* \(File too large; checkpoint 2 is kept\)"
+
+    def save():
+        checkpoints.save(3, state, {"position": 3})
+        checkpoints.wait()
+
+    with files_of_at_most(4096), pytest.raises(InputError, match=sentence) as error:
+        save()
+    assert "\n" not in str(error.value)
+    checkpoints.close()
+    step, restored_state, warnings = restored(tmp_path / "run")
+    assert (step, warnings) == (2, [])
+    assert_same(restored_state, state)
+    # Once there is room, the run saves again.
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(3, state, {"position": 3})
+    checkpoints.close()
+    assert restored(tmp_path / "run")[0] == 3
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    saved, tmp_path, monkeypatch
+):
+    shutil.copytree(saved[0], tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run")
+    state = saved[1][2]
+    size = sum(np.asarray(_bits(x)).nbytes for x in jax.tree.leaves(state))
+    for free, enough in ((size - 1, False), (size, True)):
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free)
+        )
+        if enough:
+            checkpoints.save(3, state, {"position": 3})
+        else:
+            with pytest.raises(InputError, match=r"takes \d+ MiB, and .* has \d+ MiB"):
+                checkpoints.save(3, state, {"position": 3})
+            assert not (tmp_path / "run/checkpoints/3").exists()
+    checkpoints.close()
