@@ -158,6 +158,25 @@ def test_describe_counts_the_author_s_parameters():
             ["--config=configs/digits.py", "--workdir=unmade", "--size=8"],
             "--size is for --mode=prepare",
         ),
+        (
+            ["--config=configs/digits.py", "--workdir=gs://bucket/run"],
+            "--workdir=gs://bucket/run is no folder of this machine",
+        ),
+        (
+            ["--config=configs/digits.py", "--workdir=unmade", "--num_processes=2"],
+            "--num_processes is for --distributed",
+        ),
+        (
+            ["--config=configs/digits.py", "--workdir=unmade", "--distributed"],
+            "--distributed could not start (coordinator_address should be defined.)",
+        ),
+        (
+            [
+                *("--config=configs/digits.py", "--workdir=unmade", "--distributed"),
+                *("--coordinator_address=localhost", "--num_processes=2"),
+            ],
+            "--coordinator_address=localhost must be HOST:PORT",
+        ),
     ],
 )
 def test_bad_commands_end_with_one_sentence(arguments, sentence):
