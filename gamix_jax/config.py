@@ -1,6 +1,7 @@
 """Every key of a configuration, its meaning and its default; and the check that a configuration makes sense."""
 
 import math
+from typing import Any
 
 import ml_collections
 
@@ -62,6 +63,14 @@ FRACTIONS = (
     "optimizer.beta2",
     "train.ema_decay",
 )
+# What would be worked at for ever; other integers must be below 2**31.
+BELOW = {
+    "seed": 2**32,
+    "data.prefetch": 2**10,
+    "data.workers": 2**10,
+    "model.encoder_blocks": 2**10,
+    "model.decoder_blocks": 2**10,
+}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -174,6 +183,17 @@ def _data_section() -> ml_collections.ConfigDict:
     return data
 
 
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Every value by the name that it is overridden by, such as "train.steps"."""
+    values = {
+        f"{section}.{key}": value
+        for section in config
+        if section != "seed"
+        for key, value in config[section].items()
+    }
+    return {"seed": config.seed, **values}
+
+
 def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
     """Refuses a configuration that could not train, before any work is done.
 
@@ -184,13 +204,7 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
     Raises:
       InputError: names the key, its value and what it may be.
     """
-    values = {
-        f"{section}.{key}": value
-        for section in config
-        if section != "seed"
-        for key, value in config[section].items()
-    }
-    values["seed"] = config.seed
+    values = flatten(config)
     for key, allowed in CHOICES.items():
         if values[key] not in allowed:
             raise InputError(
@@ -199,6 +213,10 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"config.{key} is {value}; it must be a finite number.")
+        below = BELOW.get(key, 2**31)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number >= below:
+                raise InputError(f"config.{key} is {value}; it must be below {below}.")
     for key in POSITIVE:
         if values[key] <= 0:
             raise InputError(f"config.{key} is {values[key]}; it must be positive.")
@@ -229,17 +247,14 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
     stages = len(config.model.widths)
     if config.data.size % 2**stages:
         raise InputError(
-            f"config.data.size is {config.data.size}; it must be a multiple of {2**stages}, for "
-            f"config.model.widths has {stages} stage(s)."
+            f"config.data.size is {config.data.size}; it must be a multiple of {2**stages}: "
+            f"each stage of config.model.widths, {tuple(config.model.widths)}, halves it."
         )
     if config.train.batch_size % device_count:
         raise InputError(
             f"config.train.batch_size is {config.train.batch_size}; it must be a multiple of the number of devices, "
             f"{device_count}."
         )
-    for key, most in (("seed", 2**32), ("train.steps", 2**31)):
-        if values[key] >= most:
-            raise InputError(f"config.{key} is {values[key]}; it must be below {most}.")
 
 
 def _check_objective(config: ml_collections.ConfigDict) -> None:

@@ -1,5 +1,6 @@
 """What a configuration amounts to: keys, parameters and arithmetic, without allocating or compiling anything."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,14 +14,36 @@ from gamix_jax.parallel import map_over_devices
 from gamix_jax.state import create_state
 from gamix_jax.steps import make_train_step
 
+# Bytes a second that a device sends, as the makers state them.
+LINKS = {
+    "NVLink 4\n450 GB/s": 450e9,
+    "TPU v5e ICI\n100 GB/s": 100e9,  # 1,600 Gb/s a chip, half of them each way
+    "InfiniBand\n50 GB/s": 50e9,  # NDR, 400 Gb/s, a port for each GPU
+    "Ethernet\n1.6 GB/s": 1.5625e9,  # 100 Gb/s for a host of 8 GPUs
+}
+DEVICES = (8, 64, 512)
+# Assumed of a device; benchmarks measure what it really does.
+ASSUMED_FLOP_RATE = 100e12
+
 
 def describe(config: ml_collections.ConfigDict, console: Console) -> None:
     """Prints the configuration, the parameters of each module and the floating-point operations of a training step."""
     check_config(config, jax.device_count())
     console.print(str(config), markup=False, highlight=False)
     console.print(parameter_table(config))
+    gflop = training_gflop_per_image(config)
     console.print(
-        f"{training_gflop_per_image(config):.4g} GFLOP per image for a training step (a multiply-add counts 2)"
+        f"{gflop:.4g} GFLOP per image for a training step (a multiply-add counts 2)"
+    )
+    reduced = reduced_bytes(config)
+    console.print(
+        "Summed over the devices at each step: "
+        + ", ".join(f"{kind} {count:,} bytes" for kind, count in reduced.items())
+    )
+    console.print(
+        scaling_table(
+            sum(reduced.values()), gflop, config.train.batch_size // jax.device_count()
+        )
     )
 
 
@@ -63,14 +86,78 @@ def training_gflop_per_image(config: ml_collections.ConfigDict) -> float:
     # XLA counts the body of a loop over chunks once.
     config = config.copy_and_resolve_references()
     config.objective.component_chunk = 0
+    step, state, batch = _abstract_step(config)
+    return step.lower(state, batch).cost_analysis()["flops"] / 1e9 / batch.shape[1]
+
+
+def _abstract_step(config: ml_collections.ConfigDict) -> tuple:
+    """The mapped step, and the shapes of its state and of its batch."""
     size, channels = config.data.size, config.data.channels
-    state = jax.eval_shape(lambda: create_state(config))
-    devices, count = (
-        jax.local_device_count(),
-        config.train.batch_size // jax.device_count(),
+    count = config.train.batch_size // jax.device_count()
+    shape = (jax.local_device_count(), count, size, size, channels)
+    return (
+        map_over_devices(make_train_step(config)),
+        jax.eval_shape(lambda: create_state(config)),
+        jax.ShapeDtypeStruct(shape, jnp.uint8),
     )
-    batch = jax.ShapeDtypeStruct((devices, count, size, size, channels), jnp.uint8)
-    analysis = (
-        map_over_devices(make_train_step(config)).lower(state, batch).cost_analysis()
+
+
+def reduced_bytes(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Bytes that a training step sums over the devices, by what they are: gradients, moments, statistics (of batch normalisation), metrics.
+
+    Counted in the step itself, forward and backward; each is what one device puts in.
+    """
+    step, state, batch = _abstract_step(config)
+    result = dict.fromkeys(("gradients", "moments", "statistics", "metrics"), 0)
+    for scope, count in _reductions(jax.make_jaxpr(step)(state, batch).jaxpr):
+        kinds = {
+            "gradients": "gradients",
+            "moments": "moments",
+            "BatchNorm": "statistics",
+        }
+        kind = next((kind for name, kind in kinds.items() if name in scope), "metrics")
+        result[kind] += count
+    return result
+
+
+def _reductions(jaxpr: Any) -> Iterator[tuple[str, int]]:
+    """Scope and bytes of each collective in a program and those it calls."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("psum", "pmin", "pmax"):
+            sizes = (v.aval.size * v.aval.dtype.itemsize for v in equation.invars)
+            yield str(equation.source_info.name_stack), sum(sizes)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)  # a closed one holds an open one
+            if hasattr(inner, "eqns"):
+                yield from _reductions(inner)
+
+
+def scaling_table(bytes_reduced: int, gflop: float, images: int) -> Table:
+    """What summing costs on a ring: each device sends 2 (n - 1) / n of the bytes (Patarasuk and Yuan 2009).
+
+    Args:
+      bytes_reduced: at a step.
+      gflop: per image.
+      images: of each device at a step, however many devices there are.
+    """
+    computing = images * gflop * 1e9 / ASSUMED_FLOP_RATE
+    title = (
+        f"Share of a step spent computing, if {images} images a device take {1e3 * computing:.3g} "
+        f"ms ({ASSUMED_FLOP_RATE / 1e12:.0f} TFLOP/s) and sums wait for it; time of the sums, "
+        "without latency"
     )
-    return analysis["flops"] / 1e9 / count
+    table = Table("devices", "images\na step", "sent by\neach", *LINKS, title=title)
+    for column in table.columns:
+        column.justify = "right"
+    for devices in DEVICES:
+        sent = 2 * (devices - 1) / devices * bytes_reduced
+        cells = [
+            f"{computing / (computing + sent / rate):.1%}\n{1e3 * sent / rate:.2g} ms"
+            for rate in LINKS.values()
+        ]
+        table.add_row(
+            f"{devices}", f"{devices * images:,}", f"{sent / 2**20:,.1f} MiB", *cells
+        )
+    return table

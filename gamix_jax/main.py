@@ -164,15 +164,17 @@ def _prepare() -> None:
         prepare.prepare_original(DATASET.value, images, out, Console())
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses the command line; a configuration or override with an unknown key or a wrong type ends with one sentence."""
     try:
-        rest = flags.FLAGS(argv)
-        if CONFIG.value is not None:
-            CONFIG.value.keys()  # a file that is missing is reported on first use
+        rest = values(argv)
+        if values.config is not None:
+            values.config.keys()  # a file that is missing is reported on first use
         return rest
-    except (flags.Error, OSError) as error:  # may quote a traceback, its cause last
-        cause = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+    except (flags.Error, OSError) as error:
+        cause = " ".join(str(error).split())
+        if "Traceback" in cause:  # quoted, with the cause last
+            cause = str(error).strip().splitlines()[-1].strip()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections raises a representation of its message, escapes and all.
         cause = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())

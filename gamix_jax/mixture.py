@@ -246,7 +246,8 @@ def _moments_about(
     )
 
     def over_replicas(x: jax.Array) -> jax.Array:
-        return x if axis_name is None else jax.lax.pmean(x, axis_name)
+        with jax.named_scope("moments"):
+            return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
     def average(x: jax.Array) -> jax.Array:
         return over_replicas(jnp.mean(jnp.sum(weights * x, axis=1), axis=0))

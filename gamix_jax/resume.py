@@ -3,8 +3,6 @@
 import json
 from typing import Any
 
-import ml_collections
-
 from gamix_jax.errors import InputError
 
 # What changes no number of the run.
@@ -25,25 +23,14 @@ FREE = (
 ORDER = ("seed", "train.batch_size", "number of training images")
 
 
-def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Every value by the name that it is overridden by, as JSON gives it back."""
-    values = {
-        f"{section}.{key}": value
-        for section in config
-        if section != "seed"
-        for key, value in config[section].items()
-    }
-    return json.loads(json.dumps({"seed": config.seed, **values}))
-
-
 def check_continued(
     saved: dict[str, Any], wanted: dict[str, Any], accept_changes: bool
 ) -> list[str]:
     """Compares what a run was begun with and what it is to go on with.
 
     Args:
-      saved: `flatten` of the configuration that was saved, and "number of training
-        images".
+      saved: `config.flatten` of the configuration then, and "number of training
+        images", as JSON gives them back.
       wanted: the same of now.
       accept_changes: allows changes that leave the images and their order alone.
 
@@ -53,6 +40,7 @@ def check_continued(
     Raises:
       InputError: lists what differs and may not.
     """
+    wanted = json.loads(json.dumps(wanted))
     differing = {
         key: f"{key} was {saved[key]!r} and is {value!r}"
         for key, value in wanted.items()

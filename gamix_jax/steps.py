@@ -187,7 +187,8 @@ def _descend(
     optimizer: optax.GradientTransformation, gradient: Any, params: Any, opt_state: Any
 ) -> tuple[Any, Any, Metrics]:
     """One step along the gradient of all replicas: parameters, optimiser and norms."""
-    gradient = jax.lax.pmean(gradient, AXIS)
+    with jax.named_scope("gradients"):
+        gradient = jax.lax.pmean(gradient, AXIS)
     updates, opt_state = optimizer.update(gradient, opt_state)
     params = optax.apply_updates(params, updates)
     norms = {

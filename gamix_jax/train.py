@@ -12,14 +12,14 @@ from rich.console import Console
 
 from gamix_jax import data
 from gamix_jax.checkpoint import Checkpoints, check_room
-from gamix_jax.config import check_config
+from gamix_jax.config import check_config, flatten
 from gamix_jax.errors import NO_ROOM, InputError
 from gamix_jax.lock import locked, read_holder
 from gamix_jax.logs import MetricLog
 from gamix_jax.loop import Run, run_steps
 from gamix_jax.parallel import put_on_devices, replicate
 from gamix_jax.pods import agree, fingerprint, software
-from gamix_jax.resume import check_continued, flatten
+from gamix_jax.resume import check_continued
 from gamix_jax.state import TrainState, create_state, with_raw_key
 
 
@@ -44,12 +44,19 @@ def train(
 
     Raises:
       InputError: bad configuration, data, folder or checkpoint, processes that do not
-        agree, a disk that is full, or a loss that is not finite.
+        agree, a disk or a memory that is full, or a loss that is not finite.
     """
     console = Console(quiet=jax.process_index() > 0)
     try:
         with contextlib.ExitStack() as stack:
             return _train(config, workdir, accept_changes, console, stack)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"The memory of the devices does not suffice ({str(error).splitlines()[0][:200]}); "
+            "lower config.train.batch_size or the sizes of the model, or use more devices."
+        ) from error
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -20,9 +20,9 @@ from test_train import _bits, lines, small_run, without_speed
 
 from gamix_jax import pods
 from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.config import flatten
 from gamix_jax.errors import InputError
 from gamix_jax.lock import locked, read_holder
-from gamix_jax.resume import flatten
 from gamix_jax.state import create_state
 from gamix_jax.train import train
 
@@ -198,10 +198,7 @@ class Pod:
     """Processes of the command line, each with its output in a file."""
 
     def __init__(self, folder, workdir, config, processes=2, devices=4, extra=None):
-        values = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in flatten(config).items()
-        }
+        values = flatten(config)
         command = [
             *(sys.executable, "-u", "-m", "gamix_jax.main"),
             *(f"--config={ROOT / 'configs/digits.py'}", f"--workdir={workdir}"),
