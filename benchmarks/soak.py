@@ -140,18 +140,19 @@ def same_state(*workdirs: Path) -> bool:
     config.update(json.loads((workdirs[0] / "config.json").read_text()))
     config.model.widths = tuple(config.model.widths)
     like = create_state(config)
-    first, second = (Checkpoints(workdir).restore(like) for workdir in workdirs)
+    opened = [Checkpoints(workdir) for workdir in workdirs]
     bits = [
         np.asarray(
             jax.random.key_data(leaf)
             if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             else leaf
         ).tobytes()
-        for state, _ in (first, second)
-        for leaf in jax.tree.leaves(state)
+        for checkpoints in opened
+        for leaf in jax.tree.leaves(checkpoints.restore(like))
     ]
     half = len(bits) // 2
-    return bits[:half] == bits[half:] and first[1] == second[1]
+    first, second = (checkpoints.read_position() for checkpoints in opened)
+    return bits[:half] == bits[half:] and first == second
 
 
 def metrics(workdir: Path) -> list[dict]:

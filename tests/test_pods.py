@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_main import ROOT
 from test_steps import assert_same_adam_steps
-from test_train import _bits, lines, small_run, without_speed
+from test_train import _bits, environment, lines, small_run, without_speed
 
 from gamix_jax import pods
 from gamix_jax.checkpoint import Checkpoints
@@ -187,11 +187,6 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]
-
-
-def environment(devices, **extra):
-    flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
-    return os.environ | {"XLA_FLAGS": flags, **extra}
 
 
 class Pod:

@@ -43,6 +43,12 @@ def small_run(**overrides):
     )
 
 
+def environment(devices, **extra):
+    """For a process of that many devices."""
+    flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
+    return os.environ | {"XLA_FLAGS": flags, **extra}
+
+
 def lines(workdir):
     return [
         json.loads(line)
@@ -368,6 +374,27 @@ def test_the_command_ends_well_when_asked_to(name, tmp_path):
         f"Stopped by {name} after step {step}, which is saved; the same command goes on."
     )
     assert Checkpoints(tmp_path).latest_step() == step
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_in_the_same_bits(tmp_path):
+    """benchmarks/soak.py, which kills at random moments of any kind, in small."""
+    result = subprocess.run(
+        [
+            *(sys.executable, "benchmarks/soak.py", "--kills=3", "--steps=400"),
+            f"--json={tmp_path / 'soak.json'}",
+        ],
+        cwd=Path(__file__).parents[1],
+        env=environment(1, PYTHONPATH="."),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    figures = json.loads((tmp_path / "soak.json").read_text())
+    assert figures["kills"] == 3
+    assert figures["same state"]
+    assert figures["same metrics"]
 
 
 def test_signals_are_given_back_and_a_second_interrupt_is_obeyed():
