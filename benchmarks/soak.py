@@ -48,7 +48,7 @@ SETTINGS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=20_000, help="of the training")
+    parser.add_argument("--steps", type=int, default=2_000, help="of the training")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
         "--json", type=Path, default=Path(__file__).with_suffix(".json")
