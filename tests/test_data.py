@@ -415,6 +415,27 @@ def test_bad_sources_are_refused_in_one_sentence(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["mnist", "stanford_dogs"])
+def test_a_set_that_is_not_prepared_says_how_and_what_else(tmp_path, monkeypatch, name):
+    """Without a network: the command, for a set that --mode=prepare knows, and the folder instead."""
+
+    def download_and_prepare(self, **options):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(
+        tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare
+    )
+    with pytest.raises(InputError) as error:
+        open_images(data_config(source="tfds", name=name, dir=str(tmp_path)), "train")
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    assert f"The TFDS data set '{name}' is not in {tmp_path}" in sentence
+    assert "--config.data.source=folder --config.data.dir=DIR" in sentence
+    command = f"--mode=prepare --dataset=mnist --images=DIR --out={tmp_path}"
+    assert (command in sentence) == (name == "mnist")
+    assert ("ConnectionError: no network" in sentence) == (name != "mnist")
+
+
 def test_bad_arrays_are_refused_in_one_sentence(tmp_path):
     def refused(sentence, **saved):
         np.savez(tmp_path / "a.npz", **saved)

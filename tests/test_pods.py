@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -450,3 +451,38 @@ print("alone")
         .splitlines()[-1]
         .startswith("error: the processes did not all come together in 3 seconds")
     )
+
+
+# The scripts, with stand-ins for what they start
+
+
+def test_launch_scripts(tmp_path):
+    """Arguments arrive as given, parentheses and all; a failed run on a TPU pod is started again."""
+    (tmp_path / "srun").write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "gcloud").write_text(
+        '#!/bin/sh\nfor last; do :; done\necho "$last"\n'
+        'test -e "$0.failed" || { touch "$0.failed"; exit 7; }\n'
+    )
+    for name in ("srun", "gcloud"):
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    wanted = ["--config=configs/celeba.py", "--config.model.widths=(8, 16)"]
+
+    def run(*command):
+        return subprocess.run(
+            ["bash", *command, *wanted],
+            env=os.environ | {"PATH": path, "PAUSE_SECONDS": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    module = ["python", "-m", "gamix_jax.main", "--distributed"]
+    slurm = run(ROOT / "docs/slurm.sh")
+    assert slurm.stdout.splitlines() == module + wanted
+    pod = run(ROOT / "docs/tpu_pod.sh", "name", "zone")
+    assert "Attempt 1 of 10 has failed" in pod.stderr
+    first, second = pod.stdout.splitlines()
+    assert first == second
+    command = first.removeprefix("--command=cd ~/gamix_jax && ")
+    assert shlex.split(command) == ["python3", *module[1:], *wanted]
