@@ -40,6 +40,7 @@ def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        os.fsync(file.fileno())  # so that other hosts read it, too
         yield
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -116,6 +117,8 @@ def _train() -> None:
                 raise InputError(f"--{name} is for --distributed; add that.")
         train(CONFIG.value, workdir, ACCEPT_CHANGES.value)
         return
+    import jax
+
     from gamix_jax import pods
 
     words = pods.start_processes(
@@ -133,6 +136,8 @@ def _train() -> None:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
+        if jax.process_index() == 0:
+            time.sleep(2)  # once it is gone the others abort, and may have more to say
         os._exit(1)
 
 
