@@ -70,6 +70,7 @@ BELOW = {
     "data.workers": 2**10,
     "model.encoder_blocks": 2**10,
     "model.decoder_blocks": 2**10,
+    "train.batch_size": 2**20,
 }
 
 

@@ -183,6 +183,8 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections raises a representation of its message, escapes and all.
         cause = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    if "get_config() takes 0 positional arguments" in cause:
+        cause = "this --config has no variants; leave the colon and what follows out."
     sys.exit(f"error: bad command line or configuration: {cause}")
 
 

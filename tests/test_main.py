@@ -114,6 +114,10 @@ def test_describe_counts_the_author_s_parameters():
             ["--config=configs/celeba.py:bad", "--workdir=unmade"],
             "has the variants ('folder', '128', 'small'), not 'bad'",
         ),
+        (
+            ["--config=configs/digits.py:bad", "--workdir=unmade"],
+            "this --config has no variants",
+        ),
         (["--config=configs/digits.py"], "--workdir is missing"),
         (["--workdir=unmade"], "--config=FILE is required"),
         (
