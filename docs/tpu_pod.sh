@@ -4,7 +4,7 @@
 #   [ATTEMPTS=10] docs/tpu_pod.sh NAME ZONE --config=configs/celeba.py --workdir=DIR
 #
 # NAME is that of the TPU VM; gamix_jax lies in ~/gamix_jax on every host, DIR is a folder
-# that all hosts see (Filestore, or a bucket mounted by gcsfuse).
+# that all hosts see, such as a Filestore.
 set -euo pipefail
 name=$1 zone=$2
 shift 2

@@ -21,6 +21,13 @@ from gamix_jax.state import TrainState, with_raw_key
 SEAL = "sha256.json"  # of every file of a checkpoint, among them
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves preemption to `interrupts`: the one service for it takes one counter only."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, in WORKDIR/checkpoints; written in the background, the last few kept.
 
@@ -43,7 +50,7 @@ class Checkpoints:
             lambda: (_set_damaged_aside(self.directory) if first else [], {})
         )
         self._saving = -1
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=kept,
@@ -109,7 +116,10 @@ class Checkpoints:
         if jax.process_index() == 0:
             folders = self.directory.glob(f"{self._saving}.*")
             unnamed = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
-            (unnamed / SEAL).write_text(json.dumps(_digests(unnamed), indent=1))
+            with (unnamed / SEAL).open("w") as file:
+                file.write(json.dumps(_digests(unnamed), indent=1))
+                file.flush()
+                os.fsync(file.fileno())
 
     def read_position(self) -> dict[str, Any]:
         """What was saved with the newest checkpoint as its position."""

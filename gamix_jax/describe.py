@@ -14,12 +14,12 @@ from gamix_jax.parallel import map_over_devices
 from gamix_jax.state import create_state
 from gamix_jax.steps import make_train_step
 
-# Bytes a second that a device sends, as the makers state them.
+# Bytes a second that a device sends, as the makers state them, and how many it joins.
 LINKS = {
-    "NVLink 4\n450 GB/s": 450e9,
-    "TPU v5e ICI\n100 GB/s": 100e9,  # 1,600 Gb/s a chip, half of them each way
-    "InfiniBand\n50 GB/s": 50e9,  # NDR, 400 Gb/s, a port for each GPU
-    "Ethernet\n1.6 GB/s": 1.5625e9,  # 100 Gb/s for a host of 8 GPUs
+    "NVLink 4\n450 GB/s": (450e9, 8),  # within a host
+    "TPU v5e ICI\n100 GB/s": (100e9, 256),  # 1,600 Gb/s a chip, half of them each way
+    "InfiniBand\n50 GB/s": (50e9, 512),  # NDR, 400 Gb/s, a port for each GPU
+    "Ethernet\n1.6 GB/s": (1.5625e9, 512),  # 100 Gb/s for a host of 8 GPUs
 }
 DEVICES = (8, 64, 512)
 # Assumed of a device; benchmarks measure what it really does.
@@ -155,7 +155,9 @@ def scaling_table(bytes_reduced: int, gflop: float, images: int) -> Table:
         sent = 2 * (devices - 1) / devices * bytes_reduced
         cells = [
             f"{computing / (computing + sent / rate):.1%}\n{1e3 * sent / rate:.2g} ms"
-            for rate in LINKS.values()
+            if devices <= most
+            else "-"
+            for rate, most in LINKS.values()
         ]
         table.add_row(
             f"{devices}", f"{devices * images:,}", f"{sent / 2**20:,.1f} MiB", *cells

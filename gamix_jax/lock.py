@@ -23,7 +23,13 @@ def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
     Raises:
       InputError: another process holds it.
     """
-    with open(folder / NAME, "a+") as file:
+    try:
+        file = open(folder / NAME, "a+")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise InputError(
+            f"{folder / NAME} cannot be written to ({error.strerror}); name another folder."
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

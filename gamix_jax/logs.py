@@ -33,7 +33,10 @@ class MetricLog:
                 line for line in path.read_text().splitlines() if _step_of(line) <= step
             ]
             shorter = path.with_suffix(".new")
-            shorter.write_text("".join(line + "\n" for line in lines))
+            with shorter.open("w") as file:
+                file.writelines(line + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
             shorter.replace(path)  # never half of it, whenever the run is killed
         self._file = path.open("a")
         # Not tensorboardX's SummaryWriter: once the disk is full, its thread dies and
@@ -50,6 +53,7 @@ class MetricLog:
         line = json.dumps({"step": step, **values}, allow_nan=False)
         self._file.write(line + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # no checkpoint outlives the lines before it
         points = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in values.items()
@@ -65,6 +69,13 @@ class MetricLog:
     def __exit__(self, *exception) -> None:
         self._file.close()
         self._events.close()
+
+
+def holds_evaluation(workdir: Path, step: int) -> bool:
+    """Whether metrics.jsonl has the evaluation of a step."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return any('"test/' in line for line in lines if _step_of(line) == step)
 
 
 def _step_of(line: str) -> float:

@@ -91,8 +91,9 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
         except Stopped:
             return False
         if run.log:
-            run.log.write(step, {f"test/{k}": v for k, v in values.items()})
             draw(state, step)
+            # Last, for it is the sign that the evaluation is done.
+            run.log.write(step, {f"test/{k}": v for k, v in values.items()})
         return True
 
     console.print(
@@ -143,7 +144,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
                     "evaluation_pending": pending,
                 }
                 run.checkpoints.save(step, state, position)
-    run.checkpoints.wait()
+        run.checkpoints.wait()  # while signals are only noted
     _report_unreadable(run, reported)
     if signals.received:
         console.print(

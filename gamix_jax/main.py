@@ -56,9 +56,14 @@ DATASET = flags.DEFINE_string(
 )
 
 
-PREPARE_FLAGS = ("images", "out", "size", "crop", "dataset")
 PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
-TRAIN_FLAGS = ("config", "workdir", "accept_changes", "distributed", *PROCESS_FLAGS)
+MODES_OF_FLAGS = {
+    "config": ("train", "describe"),
+    **dict.fromkeys(
+        ("workdir", "accept_changes", "distributed", *PROCESS_FLAGS), ("train",)
+    ),
+    **dict.fromkeys(("images", "out", "size", "crop", "dataset"), ("prepare",)),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -69,13 +74,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags begin with two dashes.")
     try:
-        preparing = MODE.value == "prepare"
-        for name in TRAIN_FLAGS if preparing else PREPARE_FLAGS:
-            if flags.FLAGS[name].present:
+        for name, modes in MODES_OF_FLAGS.items():
+            if flags.FLAGS[name].present and MODE.value not in modes:
                 raise InputError(
-                    f"--{name} is {'not ' if preparing else ''}for --mode=prepare."
+                    f"--{name} is for --mode={' or '.join(modes)}, not {MODE.value}."
                 )
-        if preparing:
+        if MODE.value == "prepare":
             _prepare()
             return
         if CONFIG.value is None:

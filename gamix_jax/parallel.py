@@ -32,11 +32,16 @@ def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
         out_axes=None,
         donate_argnums=(0,) if donate_state else (),
     )
-    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+    if jax.device_count() == 1 or jax.default_backend() != "cpu":
         return mapped
-    # Steps in flight at once can block each other between processes of several CPU
-    # devices (jax 0.10 to 0.12).
-    return lambda state, batch: jax.block_until_ready(mapped(state, batch))
+
+    # Steps in flight at once can block each other's collectives on CPU devices, for good
+    # between processes (jax 0.10 to 0.12).
+    def run(state: Any, batch: Any) -> Any:
+        return jax.block_until_ready(mapped(state, batch))
+
+    run.lower = mapped.lower
+    return run
 
 
 def _local_sharding(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:

@@ -1,5 +1,6 @@
 """Processes that train together: their start, what they must agree on, and what is said when one of them dies."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -22,7 +23,7 @@ HEARTBEAT_SECONDS = 30  # without a sign of life, until a process counts as dead
 START_SECONDS = 300  # for all processes to come
 
 # Reads lines to the end and prints the last one, if that is not empty.
-_KEEPER = 'last=; while IFS= read -r line; do last=$line; done; [ -z "$last" ] || printf "%s\\n" "$last" >&2'
+_KEEPER = 'trap "" TERM INT HUP; last=; while IFS= read -r line; do last=$line; done; [ -z "$last" ] || printf "%s\\n" "$last" >&2'
 
 
 class LastWords:
@@ -43,13 +44,15 @@ class LastWords:
 
     def replace(self, sentence: str) -> None:
         """Another sentence in place of the one before; "" for none."""
-        self._keeper.stdin.write(sentence + "\n")
-        self._keeper.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # the keeper was killed
+            self._keeper.stdin.write(sentence + "\n")
+            self._keeper.stdin.flush()
 
     def close(self) -> None:
         """Nothing is left to say."""
         self.replace("")
-        self._keeper.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._keeper.communicate()
 
 
 def start_processes(
@@ -133,7 +136,7 @@ def agree(find_out: Callable[[], tuple[Found, dict[str, Any]]]) -> Found:
     result, facts, failure = None, {}, None
     try:
         result, facts = find_out()
-    except InputError as error:
+    except (InputError, OSError) as error:
         if jax.process_count() == 1:
             raise
         failure = str(error)
@@ -143,10 +146,11 @@ def agree(find_out: Callable[[], tuple[Found, dict[str, Any]]]) -> Found:
             raise InputError(f"Process {process}: {report['failure']}")
     expected = reports[0]["facts"]
     differing = [
-        f"{name} is {_brief(expected.get(name))} on process 0 and {_brief(value)} on process {process}"
+        f"{name} is {_brief(expected.get(name))} on process 0 and "
+        f"{_brief(report['facts'].get(name))} on process {process}"
         for process, report in enumerate(reports)
-        for name, value in report["facts"].items()
-        if value != expected.get(name)
+        for name in {**expected, **report["facts"]}
+        if report["facts"].get(name) != expected.get(name)
     ]
     if differing:
         raise InputError(

@@ -52,8 +52,9 @@ def check_continued(
         if key in ORDER or key.startswith("data.")
     ]
     if order:
+        every = [*order, *(x for x in differing.values() if x not in order)]
         raise InputError(
-            f"The run was begun with other data: {'; '.join(order)}. Give what it was "
+            f"The run was begun with other data: {'; '.join(every)}. Give what it was "
             "begun with, or another --workdir."
         )
     if differing and not accept_changes:

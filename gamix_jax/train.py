@@ -15,10 +15,10 @@ from gamix_jax.checkpoint import Checkpoints, check_room
 from gamix_jax.config import check_config, flatten
 from gamix_jax.errors import NO_ROOM, InputError
 from gamix_jax.lock import locked, read_holder
-from gamix_jax.logs import MetricLog
+from gamix_jax.logs import MetricLog, holds_evaluation
 from gamix_jax.loop import Run, run_steps
 from gamix_jax.parallel import put_on_devices, replicate
-from gamix_jax.pods import agree, fingerprint, software
+from gamix_jax.pods import agree, fingerprint, gather, software
 from gamix_jax.resume import check_continued
 from gamix_jax.state import TrainState, create_state, with_raw_key
 
@@ -100,14 +100,25 @@ def _train(
     begun_with = flatten(config) | {"number of training images": len(images["train"])}
     pending = False
     if checkpoints.latest_step() is not None:
-        position = checkpoints.read_position()
-        for change in check_continued(
-            position["begun_with"], begun_with, accept_changes
-        ):
+
+        def restore() -> tuple[tuple, dict[str, Any]]:
+            saved = checkpoints.read_position()
+            changes = check_continued(
+                saved.get("begun_with", {}), begun_with, accept_changes
+            )
+            found = checkpoints.restore(state), saved, changes
+            return found, {
+                "the step gone on from": checkpoints.latest_step(),
+                "the state restored": _digest(found[0]),
+            }
+
+        state, saved, changes = agree(restore)
+        for change in changes:
             console.print(f"Changed: {change}.", soft_wrap=True)
-        state = checkpoints.restore(state)
-        batches.set_state(position["batches"])
-        pending = position["evaluation_pending"]
+        batches.set_state(saved["batches"])
+        # Process 0 knows whether it was made up for since.
+        done = gather(holds_evaluation(workdir, int(state.step)))[0]
+        pending = saved["evaluation_pending"] and not done
     if int(state.step) >= config.train.steps and not pending:
         console.print(
             f"{workdir} holds {int(state.step)} steps already; raise "
@@ -153,8 +164,13 @@ def _open(
     facts = {}
     if jax.process_count() > 1:
         facts = software() | {f"config.{k}": v for k, v in flatten(config).items()}
-        facts["the first state"] = fingerprint(with_raw_key(state))
+        facts["the first state"] = _digest(state)
         for split, of_split in images.items():
             facts[f"the number of {split} images"] = len(of_split)
             facts[f"the first {split} image"] = fingerprint(of_split[0])
     return (images, state), facts
+
+
+def _digest(state: TrainState) -> str | None:
+    """Of all its arrays, where there is another process to compare it with."""
+    return fingerprint(with_raw_key(state)) if jax.process_count() > 1 else None

@@ -45,4 +45,6 @@ def test_scaling_by_hand():
     cells = [next(iter(column.cells)) for column in table.columns]
     assert cells[:3] == ["8", "800", f"{1.75e9 / 2**20:,.1f} MiB"]
     assert cells[3] == f"{10 / 13.889:.1%}\n3.9 ms"
+    last = [list(column.cells)[-1] for column in table.columns]
+    assert (last[0], last[3]) == ("512", "-")  # NVLink joins the 8 of a host
     assert cells[5] == f"{10 / 45:.1%}\n35 ms"  # 1.75 GB at 50 GB/s

@@ -156,11 +156,11 @@ def test_describe_counts_the_author_s_parameters():
                 "--size=8",
                 "--workdir=unmade",
             ],
-            "--workdir is not for --mode=prepare",
+            "--workdir is for --mode=train, not prepare",
         ),
         (
             ["--config=configs/digits.py", "--workdir=unmade", "--size=8"],
-            "--size is for --mode=prepare",
+            "--size is for --mode=prepare, not train",
         ),
         (
             ["--config=configs/digits.py", "--workdir=gs://bucket/run"],
@@ -169,6 +169,10 @@ def test_describe_counts_the_author_s_parameters():
         (
             ["--config=configs/digits.py", "--workdir=unmade", "--num_processes=2"],
             "--num_processes is for --distributed",
+        ),
+        (
+            ["--config=configs/digits.py", "--mode=describe", "--distributed"],
+            "--distributed is for --mode=train, not describe",
         ),
         (
             ["--config=configs/digits.py", "--workdir=unmade", "--distributed"],

@@ -51,9 +51,10 @@ def test_disagreement_lists_all_that_differs(played):
     played({"facts": {"a": 1, "b": 3, "c": 5}, "failure": None})
     with pytest.raises(
         InputError,
-        match=r"b is 2 on process 0 and 3 on process 1; c is None on process 0 and 5",
+        match=r"b is 2 on process 0 and 3 on process 1; d is 4 on process 0 and None on "
+        r"process 1; c is None on process 0 and 5 on process 1\.",
     ):
-        pods.agree(lambda: (None, {"a": 1, "b": 2}))
+        pods.agree(lambda: (None, {"a": 1, "b": 2, "d": 4}))
 
 
 def test_the_failure_of_one_is_the_failure_of_all(played):
@@ -122,6 +123,23 @@ words.replace("It's the $second.")
     assert result.returncode != 0
     # The shell speaks after the process is gone; communicate() waits for both.
     assert result.stderr == "It's the $second.\n"
+
+
+def test_last_words_outlive_a_signal_to_all_and_do_no_harm_without_their_keeper():
+    result = python("""
+import os, signal, time
+from gamix_jax.pods import LastWords
+words = LastWords("First.")
+time.sleep(0.2)  # until the shell has begun
+os.kill(words._keeper.pid, signal.SIGTERM)
+time.sleep(0.2)
+assert words._keeper.poll() is None
+words._keeper.kill()
+words._keeper.wait()
+words.close()
+print("fine")
+""")
+    assert (result.returncode, result.stdout) == (0, "fine\n"), result.stderr
 
 
 def test_last_words_that_were_taken_back_are_not_said():
@@ -329,10 +347,15 @@ def test_a_process_that_dies_ends_the_other_and_both_go_on_exactly(two, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_to_one_stops_all_with_the_state_saved(name, tmp_path):
-    config = small_run(train__steps=100_000, train__log_every=1)
-    config.train.evaluate_every = config.train.checkpoint_every = 100_000
+    """In a run gone on with, that saves at every step: Orbax must not ask the same service with a counter of its own."""
+    config = small_run(train__steps=3, train__log_every=1)
+    config.train.evaluate_every = 100_000
+    config.train.checkpoint_every = 1
     pod = Pod(tmp_path, tmp_path / "run", config)
-    pod.wait_for("step 2 ")
+    assert pod.wait() == [0, 0], pod.said(0) + pod.said(1)
+    config.train.steps = 100_000
+    pod = Pod(tmp_path, tmp_path / "run", config)
+    pod.wait_for("step 5 ")
     pod.processes[1].send_signal(getattr(signal, name))
     assert pod.wait(60) == [0, 0], pod.said(0) + pod.said(1)
     (last,) = [x for x in pod.said(0).splitlines() if "Stopped" in x]
@@ -458,28 +481,42 @@ print("alone")
 
 def test_launch_scripts(tmp_path):
     """Arguments arrive as given, parentheses and all; a failed run on a TPU pod is started again."""
-    (tmp_path / "srun").write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").write_text(
+        '#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n'
+        'if [ -n "$HANGS" ]; then trap "exit 0" TERM; while :; do sleep 0.05; done; fi\n'
+        'exit "${STATUS:-0}"\n'
+    )
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "gcloud").write_text(
         '#!/bin/sh\nfor last; do :; done\necho "$last"\n'
         'test -e "$0.failed" || { touch "$0.failed"; exit 7; }\n'
     )
-    for name in ("srun", "gcloud"):
+    for name in ("srun", "scontrol", "gcloud"):
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     wanted = ["--config=configs/celeba.py", "--config.model.widths=(8, 16)"]
 
-    def run(*command):
+    def run(*command, **variables):
+        variables |= {"PATH": path, "PAUSE_SECONDS": "0", "SLURM_JOB_ID": "42"}
         return subprocess.run(
-            ["bash", *command, *wanted],
-            env=os.environ | {"PATH": path, "PAUSE_SECONDS": "0"},
+            ["timeout", "--preserve-status", "1", "bash", *command, *wanted],
+            env=os.environ | variables,
             capture_output=True,
             text=True,
-            check=True,
         )
 
     module = ["python", "-m", "gamix_jax.main", "--distributed"]
-    slurm = run(ROOT / "docs/slurm.sh")
-    assert slurm.stdout.splitlines() == module + wanted
+    slurm, again = ROOT / "docs/slurm.sh", ["requeue 42"]
+    for variables, status, more in (
+        ({}, 0, []),
+        ({"STATUS": "1"}, 1, []),  # bad input
+        ({"STATUS": "137"}, 137, again),  # a dead process
+        ({"STATUS": "137", "SLURM_RESTART_COUNT": "10"}, 137, []),
+        ({"HANGS": "yes"}, 0, again),  # SIGTERM by `timeout` stops it in time
+    ):
+        result = run(slurm, **variables)
+        assert result.returncode == status
+        assert result.stdout.splitlines() == module + wanted + more
     pod = run(ROOT / "docs/tpu_pod.sh", "name", "zone")
     assert "Attempt 1 of 10 has failed" in pod.stderr
     first, second = pod.stdout.splitlines()

@@ -262,7 +262,7 @@ def test_metrics_are_complete_and_finite():
         ),
         *("generator_parameter_norm", "discriminator_parameter_norm"),
         *("variance_mean", "variance_min", "active_units"),
-        *("component_entropy", "components_used"),
+        *("component_entropy", "components_used", "skipped_steps"),
     }
     assert all(x.shape == () and np.isfinite(x) for x in metrics.values())
     assert int(state.step) == 1

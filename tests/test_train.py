@@ -341,8 +341,9 @@ def test_an_owed_evaluation_is_done_after_the_last_step_too(
         patch.setattr(loop_module, "evaluate", evaluate)
         train(small_run(), tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [2, 2, 4]
-    train(small_run(), tmp_path)
-    assert without_speed(tmp_path) == without_speed(whole[0])
+    for _ in range(2):  # and not again
+        train(small_run(), tmp_path)
+        assert without_speed(tmp_path) == without_speed(whole[0])
 
 
 @pytest.mark.slow

@@ -165,7 +165,11 @@ class Images:
 
     def _note_unreadable(self, index: int, error: UnreadableImageError) -> None:
         self.unreadable[index] = str(error)
-        count, allowed = len(self.unreadable), int(self._bad_fraction * len(self))
+        # 0.29 of 100 are 29, though not in floating point.
+        count, allowed = (
+            len(self.unreadable),
+            int(self._bad_fraction * len(self) + 1e-6),
+        )
         if count > allowed:
             raise InputError(
                 f"{count} of the {len(self):,} images cannot be decoded, and "

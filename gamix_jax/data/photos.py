@@ -161,9 +161,12 @@ def decode_photo(content: bytes, name: object) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
+    except MemoryError:
+        raise  # no fault of the image's
     except Exception as error:  # damaged files make Pillow raise anything
         unknown = isinstance(error, UnidentifiedImageError)
-        cause = "of no format that Pillow knows" if unknown else error
+        told = " ".join(str(error).split()) or type(error).__name__
+        cause = "of no format that Pillow knows" if unknown else told
         raise UnreadableImageError(
             f"{name} is not a readable image ({cause}); repair or remove it."
         ) from error
