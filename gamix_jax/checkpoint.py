@@ -207,8 +207,9 @@ def _set_damaged_aside(directory: Path) -> list[str]:
         damaged.append(step)
     if steps and len(damaged) == len(steps):
         raise InputError(
-            f"No checkpoint in {directory} is as it was written; give another --workdir, or "
-            "remove the folder to begin anew."
+            f"No checkpoint in {directory} is as it was written ({', '.join(map(str, damaged))}, "
+            f"by the sums in {SEAL}); give another --workdir, or move the folder away to begin "
+            "anew."
         )
     warnings = []
     for step in damaged:

@@ -146,6 +146,10 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
                 run.checkpoints.save(step, state, position)
         run.checkpoints.wait()  # while signals are only noted
     _report_unreadable(run, reported)
+    if skipped:
+        console.print(
+            f"{skipped:.0f} of {step} steps were left out, for they were not finite."
+        )
     if signals.received:
         console.print(
             f"Stopped by {signals.received} after step {step}, which is saved; the same "
@@ -174,7 +178,8 @@ def _report_skipped(recent: list[tuple[int, Metrics]], skipped: int, run: Run) -
             kept = f"checkpoint {saved} is kept" if saved else "nothing was saved yet"
             raise InputError(
                 f"{what} ({kept}); lower the learning rate or the weight of a term that "
-                "had grown, or leave out N such steps by --config.train.skip_nonfinite=N."
+                "had grown, or have more such steps left out by "
+                f"--config.train.skip_nonfinite, which is {allowed}."
             )
         run.console.print(
             f"{what}; the step was left out, {skipped:.0f} of at most {allowed}.",

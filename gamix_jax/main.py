@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> None:
     # Orbax tells every detail of a save and each of its errors, which it also raises;
     # TFDS warns of each set not prepared yet.
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _hide_closed_loops
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags begin with two dashes.")
     try:
@@ -99,6 +101,12 @@ def main(argv: list[str]) -> None:
             "Interrupted; the same command goes on from what is saved.", file=sys.stderr
         )
         sys.exit(128 + signal.SIGINT)
+
+
+def _hide_closed_loops(unraisable: Any) -> None:
+    """Drops what TensorStore prints by the hundred after a save that found no room."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _train() -> None:
@@ -187,6 +195,8 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections raises a representation of its message, escapes and all.
         cause = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+        if isinstance(error, (AttributeError, KeyError)):
+            cause = "unknown key " + cause.strip("'").replace("'", ".", 1)
     if "get_config() takes 0 positional arguments" in cause:
         cause = "this --config has no variants; leave the colon and what follows out."
     sys.exit(f"error: bad command line or configuration: {cause}")

@@ -90,6 +90,13 @@ def start_processes(
             initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
+        # Connects all devices while all processes are here: gloo waits 30 seconds only.
+        jax.block_until_ready(
+            jax.pmap(lambda x: jax.lax.psum(x, "all"), "all")(
+                np.zeros(jax.local_device_count(), np.float32)
+            )
+        )
+        gather(None)
     except Exception as error:  # of the discovery: whatever an environment lacks
         words.close()
         cause = " ".join(str(error).split())[:200]

@@ -95,6 +95,20 @@ def test_folder_follows_links_but_not_round_and_round(tmp_path):
     assert [len(open_images(config, split)) for split in ("train", "test")] == [1, 1]
 
 
+def test_links_that_lead_nowhere_are_unreadable(tmp_path):
+    for i in range(3):
+        photo(tmp_path / f"{i}.png", 4, 4, seed=i)
+    (tmp_path / "dead.png").symlink_to("nowhere.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    config = data_config(source="folder", dir=str(tmp_path), size=4, test_fraction=0.0)
+    config.max_bad_fraction = 0.5
+    images = open_images(config, "train")
+    assert len(list(images)) == 5
+    assert [
+        x.split(" is a link that leads nowhere")[0] for x in images.unreadable.values()
+    ] == [str(tmp_path / name) for name in ("dead.png", "self.png")]
+
+
 def test_folder_leaves_hidden_files_out(tmp_path):
     photo(tmp_path / "b.png")
     for name in ("._a.png", ".cache/a.png", "__MACOSX/a.png"):

@@ -14,7 +14,7 @@ from gamix_jax.errors import InputError
 
 
 class UnreadableImageError(InputError):
-    """A file's content is no image, or a damaged one."""
+    """A file's content is no image, or a damaged one, or it is a link that leads nowhere."""
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -63,11 +63,12 @@ def _files(folder: str, above: tuple[str, ...]) -> Iterator[str]:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            # A link that leads nowhere, or to itself, is found when it is read.
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                yield entry.path
+            elif entry.is_dir():
                 yield from _files(entry.path, (*above, real))
-            elif (
-                entry.is_file() or entry.is_symlink()
-            ):  # a dead link is found when read
+            elif entry.is_file():
                 yield entry.path
 
 

@@ -1,6 +1,7 @@
 """Where images come from. Each source gives Pillow images by index, with labels where it has them, and can be pickled."""
 
 import functools
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -10,7 +11,13 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from gamix_jax.data.photos import class_names, decode_photo, divide, open_photos
+from gamix_jax.data.photos import (
+    UnreadableImageError,
+    class_names,
+    decode_photo,
+    divide,
+    open_photos,
+)
 from gamix_jax.errors import InputError
 
 Split = Literal["train", "test"]
@@ -89,9 +96,14 @@ class FolderSource:
         try:
             content = self._photos.read(self._names[index])
         except OSError as error:
+            path = self.where(index)
+            if os.path.islink(path) and not os.path.exists(path):
+                raise UnreadableImageError(
+                    f"{path} is a link that leads nowhere; repair or remove it."
+                ) from error
             raise InputError(
-                f"{self.where(index)} cannot be read ({error.strerror}); give it back, or "
-                "leave it out from the start."
+                f"{path} cannot be read ({error.strerror}); give it back, or leave it out "
+                "from the start."
             ) from error
         return decode_photo(content, self.where(index))
 
