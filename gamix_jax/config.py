@@ -218,21 +218,15 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and number >= below:
                 raise InputError(f"config.{key} is {value}; it must be below {below}.")
-    for key in POSITIVE:
-        if values[key] <= 0:
-            raise InputError(f"config.{key} is {values[key]}; it must be positive.")
-    for key in NOT_NEGATIVE:
-        if values[key] < 0:
-            raise InputError(f"config.{key} is {values[key]}; it must not be negative.")
-    if config.data.workers < -1:
-        raise InputError(
-            f"config.data.workers is {config.data.workers}; it must be at least -1."
-        )
-    for key in FRACTIONS:
-        if not 0 <= values[key] < 1:
-            raise InputError(
-                f"config.{key} is {values[key]}; it must be at least 0 and below 1."
-            )
+    for keys, fits, rule in (
+        (POSITIVE, lambda x: x > 0, "be positive"),
+        (NOT_NEGATIVE, lambda x: x >= 0, "not be negative"),
+        (FRACTIONS, lambda x: 0 <= x < 1, "be at least 0 and below 1"),
+        (("data.workers",), lambda x: x >= -1, "be at least -1"),
+    ):
+        for key in keys:
+            if not fits(values[key]):
+                raise InputError(f"config.{key} is {values[key]}; it must {rule}.")
     for key in ("model.widths", "discriminator.widths", "discriminator.strides"):
         if not values[key] or not all(
             isinstance(x, int) and x > 0 for x in values[key]
