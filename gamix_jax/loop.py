@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,15 +80,9 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
 
     def measured(state: TrainState, step: int) -> bool:
         """Evaluates, unless a signal asks to stop."""
-        batch = data.evaluation_batches(
-            run.images["test"],
-            options.batch_size,
-            jax.process_index(),
-            jax.process_count(),
-            run.config.data.prefetch,
-        )
+        batches = _test_batches(run)
         try:
-            values = evaluate(eval_step, state, signals.unless_stopped(batch))
+            values = evaluate(eval_step, state, signals.unless_stopped(batches))
         except Stopped:
             return False
         if run.log:
@@ -138,12 +133,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
                 mark += time.perf_counter() - paused
             stopping = stopping or pending
             if due(step, options.checkpoint_every) or stopping:
-                position = {
-                    "batches": run.batches.get_state(),
-                    "begun_with": run.begun_with,
-                    "evaluation_pending": pending,
-                }
-                run.checkpoints.save(step, state, position)
+                _save(run, step, state, pending)
         run.checkpoints.wait()  # while signals are only noted
     _report_unreadable(run, reported)
     if skipped:
@@ -156,6 +146,25 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
             "command goes on."
         )
     return state
+
+
+def _test_batches(run: Run) -> Iterator[dict[str, np.ndarray]]:
+    return data.evaluation_batches(
+        run.images["test"],
+        run.config.train.batch_size,
+        jax.process_index(),
+        jax.process_count(),
+        run.config.data.prefetch,
+    )
+
+
+def _save(run: Run, step: int, state: TrainState, pending: bool) -> None:
+    position = {
+        "batches": run.batches.get_state(),
+        "begun_with": run.begun_with,
+        "evaluation_pending": pending,
+    }
+    run.checkpoints.save(step, state, position)
 
 
 def _read(metrics: Metrics) -> dict[str, float]:
