@@ -138,6 +138,7 @@ def test_another_configuration_is_refused_with_all_that_differs(whole):
     chex.assert_trees_all_equal(_bits(state.step), np.int32(4))
 
 
+@pytest.mark.slow
 def test_an_accepted_change_is_said_and_becomes_the_run_s(tmp_path, capsys):
     first = small_run(train__steps=1, adversarial__loss="none")
     train(first, tmp_path)
@@ -197,6 +198,7 @@ def poisoned(monkeypatch, steps):
     monkeypatch.setattr(steps_module, "autoencoder_objective", objective)
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_left_out_as_often_as_allowed(
     tmp_path, monkeypatch, capsys
 ):
