@@ -159,6 +159,7 @@ def outcome(argument):
     return None
 
 
+@pytest.mark.slow
 # Of ml_collections, whose loading of a file is old.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_odd_values_are_refused_in_one_sentence_or_make_networks():
