@@ -1,7 +1,9 @@
 """Checkpoints that something happened to: recognised, set aside, never lost."""
 
+import collections
 import contextlib
 import gc
+import random
 import resource
 import shutil
 import types
@@ -10,6 +12,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from test_fuzz import mutated
 from test_train import _bits, small_run
 
 from gamix_jax.checkpoint import Checkpoints
@@ -90,6 +93,33 @@ def test_any_damage_is_recognised_or_does_no_harm(saved, tmp_path):
             recognised += 1
     assert recognised > 20
     assert harmless > 0
+
+
+def test_random_damage_loses_no_checkpoint(saved, tmp_path):
+    """What is restored is one of the two bit by bit, the last that is whole, and every file stays as it was found."""
+    workdir, states = saved
+    rng, ends = random.Random(0), collections.Counter()
+
+    def contents(run):
+        files = (p for p in (run / "checkpoints").rglob("*") if p.is_file())
+        return sorted((p.name, p.read_bytes()) for p in files)
+
+    for i in range(40):
+        run = shutil.copytree(workdir, tmp_path / str(i))
+        files = sorted(p for p in (run / "checkpoints").rglob("*") if p.is_file())
+        for path in rng.sample(files, rng.choice([1, 1, 2, 4])):
+            path.write_bytes(mutated(path.read_bytes(), rng))
+        found = contents(run)
+        try:
+            step, state, _ = restored(run)
+        except InputError as error:
+            assert "is as it was written" in str(error)
+            step = None
+        else:
+            assert_same(state, states[step])
+        ends[step] += 1
+        assert contents(run) == found
+    assert set(ends) == {1, 2, None}
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_moved(saved, tmp_path):

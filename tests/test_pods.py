@@ -482,8 +482,8 @@ print("alone")
 def test_launch_scripts(tmp_path):
     """Arguments arrive as given, parentheses and all; a failed run on a TPU pod is started again."""
     (tmp_path / "srun").write_text(
-        '#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n'
-        'if [ -n "$HANGS" ]; then trap "exit 0" TERM; while :; do sleep 0.05; done; fi\n'
+        '#!/bin/sh\nshift\ntrap "exit 0" TERM\nprintf "%s\\n" "$@"\n'
+        'while [ -n "$HANGS" ]; do sleep 0.05; done\n'
         'exit "${STATUS:-0}"\n'
     )
     (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@"\n')
@@ -496,12 +496,13 @@ def test_launch_scripts(tmp_path):
     path = f"{tmp_path}:{os.environ['PATH']}"
     wanted = ["--config=configs/celeba.py", "--config.model.widths=(8, 16)"]
 
-    def run(*command, **variables):
+    def start(*command, **variables):
         variables |= {"PATH": path, "PAUSE_SECONDS": "0", "SLURM_JOB_ID": "42"}
-        return subprocess.run(
-            ["timeout", "--preserve-status", "1", "bash", *command, *wanted],
+        return subprocess.Popen(
+            ["bash", *command, *wanted],
             env=os.environ | variables,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
 
@@ -512,14 +513,20 @@ def test_launch_scripts(tmp_path):
         ({"STATUS": "1"}, 1, []),  # bad input
         ({"STATUS": "137"}, 137, again),  # a dead process
         ({"STATUS": "137", "SLURM_RESTART_COUNT": "10"}, 137, []),
-        ({"HANGS": "yes"}, 0, again),  # SIGTERM by `timeout` stops it in time
     ):
-        result = run(slurm, **variables)
-        assert result.returncode == status
-        assert result.stdout.splitlines() == module + wanted + more
-    pod = run(ROOT / "docs/tpu_pod.sh", "name", "zone")
-    assert "Attempt 1 of 10 has failed" in pod.stderr
-    first, second = pod.stdout.splitlines()
+        process = start(slurm, **variables)
+        assert process.communicate(timeout=60)[0].splitlines() == module + wanted + more
+        assert process.returncode == status
+    process = start(slurm, HANGS="yes")  # until Slurm stops it in time
+    lines = [process.stdout.readline().strip() for _ in module + wanted]
+    assert lines == module + wanted
+    process.terminate()
+    assert process.communicate(timeout=60)[0].splitlines() == again
+    assert process.returncode == 0
+    process = start(ROOT / "docs/tpu_pod.sh", "name", "zone")
+    output, error = process.communicate(timeout=60)
+    assert "Attempt 1 of 10 has failed" in error
+    first, second = output.splitlines()
     assert first == second
     command = first.removeprefix("--command=cd ~/gamix_jax && ")
     assert shlex.split(command) == ["python3", *module[1:], *wanted]
