@@ -95,6 +95,7 @@ def test_any_damage_is_recognised_or_does_no_harm(saved, tmp_path):
     assert harmless > 0
 
 
+@pytest.mark.slow
 def test_random_damage_loses_no_checkpoint(saved, tmp_path):
     """What is restored is one of the two bit by bit, the last that is whole, and every file stays as it was found."""
     workdir, states = saved

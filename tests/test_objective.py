@@ -225,6 +225,7 @@ def trained(**overrides):
     return state, metrics
 
 
+@pytest.mark.slow
 def test_chunks_do_not_change_a_step():
     fields = {"objective__kl": "siwae", "objective__samples": 2}
     config = tiny_config(adversarial__loss="none", **fields)
