@@ -35,25 +35,32 @@ class Checkpoints:
     as sealed is set aside when the folder is opened, and the one before it is used.
     All processes open, save and restore together; each writes its part.
 
+    Args:
+      workdir: folder of the run.
+      kept: the last few.
+      read_only: leaves the folder as it is, also of a run that is still training: what
+        is damaged is passed over, and nothing can be saved.
+
     Attributes:
       directory: WORKDIR/checkpoints.
-      warnings: a sentence on each checkpoint that was set aside.
+      warnings: a sentence on each checkpoint that was set aside or passed over.
 
     Raises:
       InputError: there are checkpoints, and all are damaged.
     """
 
-    def __init__(self, workdir: Path, kept: int = 3):
+    def __init__(self, workdir: Path, kept: int = 3, read_only: bool = False):
         self.directory = Path(workdir).absolute() / "checkpoints"
         first = jax.process_index() == 0
-        self.warnings = agree(
-            lambda: (_set_damaged_aside(self.directory) if first else [], {})
+        self._passed_over, self.warnings = agree(
+            lambda: (_pass_over(self.directory, read_only) if first else ([], []), {})
         )
         self._saving = -1
         self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=kept,
+                read_only=read_only,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
             item_handlers={
@@ -64,7 +71,8 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        steps = self._manager.all_steps()
+        return max((s for s in steps if s not in self._passed_over), default=None)
 
     def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
         """Starts to save; the state may be donated as soon as this returns.
@@ -197,8 +205,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return result
 
 
-def _set_damaged_aside(directory: Path) -> list[str]:
-    """Renames checkpoints that are not as they were sealed and newer than the newest that is, and says so."""
+def _pass_over(directory: Path, read_only: bool) -> tuple[list[int], list[str]]:
+    """Renames the checkpoints that are not as they were sealed and newer than the newest that is, unless `read_only`; their steps, and a sentence on each."""
     steps = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
     damaged = []
     for step in sorted(steps, reverse=True):
@@ -213,12 +221,13 @@ def _set_damaged_aside(directory: Path) -> list[str]:
         )
     warnings = []
     for step in damaged:
-        aside = Path(tempfile.mkdtemp(prefix=f"damaged_{step}_", dir=directory))
-        (directory / str(step)).replace(aside)  # an empty folder may be replaced
-        warnings.append(
-            f"Checkpoint {step} is not as it was written; it was set aside as {aside}."
-        )
-    return warnings
+        done = "passed over"
+        if not read_only:
+            aside = Path(tempfile.mkdtemp(prefix=f"damaged_{step}_", dir=directory))
+            (directory / str(step)).replace(aside)  # an empty folder may be replaced
+            done = f"set aside as {aside}"
+        warnings.append(f"Checkpoint {step} is not as it was written; it was {done}.")
+    return damaged if read_only else [], warnings
 
 
 def _is_whole(folder: Path) -> bool:

@@ -1,93 +1,156 @@
-"""How good a state is on a whole split."""
+"""`--mode=evaluate`: what a trained model is worth, in one file, in tables and in TensorBoard."""
 
-from collections.abc import Callable, Iterable
+import json
+import os
+from pathlib import Path
+from typing import Any
 
-import jax
-import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-from gamix_jax.bounds import aggregate_kl_bounds, mutual_information_bounds
-from gamix_jax.losses import aggregate_kl
-from gamix_jax.mixture import AggregateMoments, GaussianMixture
-from gamix_jax.parallel import put_on_devices
-from gamix_jax.state import TrainState
+from gamix_jax.data.images import FILTER
+from gamix_jax.feature_sets import MOST_KEPT
+from gamix_jax.likelihood import ELBO_SAMPLES
+from gamix_jax.logs import write_scalars
+from gamix_jax.measurements import SCORED_IMAGES, Evaluation, Options
+from gamix_jax.run_images import MOST_IMAGES
+from gamix_jax.sampling import fit_sampler, prior_sampler
 
-# Components whose distances in pairs are computed: 4,096 in 128 dimensions take 10 s on
-# two CPU cores.
-BOUNDED_COMPONENTS = 4096
+FILE = "evaluation.json"
+TITLES = {
+    "frechet_distance": "Frechet",
+    "kernel_distance": "kernel x1000",
+    "squared_error": "MSE",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+}
 
 
-def evaluate(
-    eval_step: Callable, state: TrainState, batches: Iterable[dict[str, np.ndarray]]
-) -> dict[str, float]:
-    """Measures the averaged weights on every image of a split.
+def evaluate(workdir: Path, options: Options, console: Console) -> dict[str, Any]:
+    """Measures the newest checkpoint of a run; writes WORKDIR/evaluation.json and points for TensorBoard, prints tables.
 
     Args:
-      eval_step: `Steps.eval_step`, mapped over the devices.
-      state: the training state.
-      batches: as `data.evaluation_batches` makes them.
+      workdir: of the run, which may still be training.
+      options: what to measure with.
+      console: for the tables.
 
     Returns:
-      absolute_error and squared_error of the reconstruction from the components' means
-      (images in [-1, 1]) and its peak signal-to-noise ratio, dB; kl, nats, the mean
-      over images of `losses.posterior_kl` to p(z), estimated by one stratified sample
-      but for K = 1 and N(0, I);
-      aggregate_kl, nats, of all images' moments ("total", "diagonal": a lower bound on
-      KL(q(z) || N(0, I))); active_units (Burda et al. 2016, threshold 0.01);
-      collapse_penalty; component_entropy, nats, and components_used; count of images.
-      Of the first images, as many as have BOUNDED_COMPONENTS components, their number
-      bounded_images and bounds, nats, on their aggregate posterior:
-      aggregate_kl_lower, aggregate_kl_upper (KL(q(z) || N(0, I))),
-      mutual_information_lower, mutual_information_upper (z and the image's index).
+      What the file holds: "step", "protocol" (how each number was made), "images",
+      "likelihood", "latent" and "anomaly".
+
+    Raises:
+      InputError: as `Evaluation`.
     """
-    sums: dict[str, np.ndarray] = {}
-    posteriors, components = [], 0
-    for batch in batches:
-        of_batch, gathered = eval_step(state, put_on_devices(batch))
-        for name, value in jax.device_get(of_batch).items():
-            sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
-        if components < BOUNDED_COMPONENTS:
-            posteriors.append(_without_padding(*jax.device_get(gathered)))
-            components += posteriors[-1].logits.size
-    count = sums.pop("count")
-    means = {name: value / count for name, value in sums.items()}
-    mean, within = means.pop("mean"), means.pop("variance")
-    between = means.pop("mean_squared") - mean**2
-    between_images = means.pop("image_mean_squared") - mean**2
-    weights = means.pop("weights")
-    kl = aggregate_kl(
-        AggregateMoments(*(np.float32(x) for x in (mean, within, between)))
-    )
+    evaluation = Evaluation(workdir, options)
+    result = measure(evaluation)
+    path = workdir / FILE
+    unnamed = path.with_suffix(".new")
+    unnamed.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    os.replace(unnamed, path)
+    write_scalars(workdir, result["step"], dict(_scalars("evaluation", result)))
+    print_tables(result, console)
+    console.print(f"All numbers, and how each was made: {path}", soft_wrap=True)
+    return result
+
+
+def measure(evaluation: Evaluation) -> dict[str, Any]:
+    """All that is measured; JSON-able."""
+    coded = {split: evaluation.code(split) for split in ("train", "test")}
+    scale = float(coded["train"].averages.mean("draw_error"))
+    fitted = fit_sampler(coded["train"].z, evaluation.options.seed)
+    samplers = {
+        "prior": prior_sampler(evaluation.model.prior),
+        "fitted mixture": fitted,
+    }
+    likelihood, anomaly = evaluation.measure_likelihood(scale, fitted)
     return {
-        **{name: float(value) for name, value in means.items()},
-        "psnr": float(10.0 * np.log10(4.0 / means["squared_error"])),
-        "aggregate_kl": float(jax.device_get(kl)),
-        "active_units": float(np.sum(between_images > 0.01)),
-        "components_used": float(
-            np.exp(-np.sum(weights * np.log(np.maximum(weights, 1e-300))))
-        ),
-        "count": float(count),
-        **_bounds(jax.tree.map(lambda *x: np.concatenate(x), *posteriors)),
+        "step": int(evaluation.model.state.step),
+        "protocol": protocol(evaluation),
+        "images": evaluation.measure_images(coded["test"], samplers),
+        "likelihood": likelihood | {"scale": scale},
+        "latent": evaluation.measure_latents(coded),
+        "anomaly": anomaly,
     }
 
 
-def _without_padding(posterior: GaussianMixture, index: np.ndarray) -> GaussianMixture:
-    return jax.tree.map(lambda x: x[index >= 0], posterior)
-
-
-@jax.jit
-def _brackets(posterior: GaussianMixture) -> tuple:
-    # In one program, so that the distances in pairs are computed once.
-    return aggregate_kl_bounds(posterior), mutual_information_bounds(posterior)
-
-
-def _bounds(posterior: GaussianMixture) -> dict[str, float]:
-    images, components = posterior.logits.shape
-    first = min(images, BOUNDED_COMPONENTS // components)
-    bounds = jax.device_get(_brackets(jax.tree.map(lambda x: x[:first], posterior)))
-    return {"bounded_images": float(first)} | {
-        f"{name}_{side}": float(value)
-        for name, pair in zip(
-            ("aggregate_kl", "mutual_information"), bounds, strict=True
+def protocol(evaluation: Evaluation) -> dict[str, str]:
+    """How the numbers were made, in words, by section."""
+    config, options = evaluation.model.config, evaluation.options
+    counts = {split: len(chosen) for split, chosen in evaluation.chosen.items()}
+    features = "none, so neither distances nor precision"
+    if evaluation.features:
+        features = (
+            f"{evaluation.features.name}, {evaluation.features.size} of each image of whole levels "
+            f"(weights {evaluation.features.digest[:12]})"
         )
-        for side, value in zip(("lower", "upper"), pair, strict=True)
+    prior = "N(0, I)" if config.model.prior == "normal" else config.model.prior
+    return {
+        "images": (
+            f"{counts['test']:,} held-out images of {config.data.source} {config.data.name} "
+            f"at {config.data.size}x{config.data.size}x{config.data.channels} (crop {config.data.crop}, "
+            f"{FILTER}) are the reference; as many reconstructions (the decoder's mean at the mean of the "
+            f"weightiest component) and samples, {counts['train']:,} training images; averaged weights "
+            f"(EMA), rounded to levels. Features: {features}; what compares images in pairs takes the "
+            f"first {MOST_KEPT:,}. Prior: {prior}. Fitted mixture: Gaussians fitted to one draw of z from "
+            "each training image. Standard errors: of means over images; Frechet by "
+            "leaving out one of ten blocks; kernel over subsets; precision to coverage with "
+            "the neighbourhoods held fixed."
+        ),
+        "likelihood": (
+            f"Discretised Laplace over the 256 levels of each pixel and channel (an exact probability, no "
+            "dequantisation), one scale, the mean absolute error of training images. "
+            f"log_prob: importance sampling, {options.likelihood_samples} draws from the posterior; ELBO: "
+            f"{ELBO_SAMPLES} draws; nats, of the first {SCORED_IMAGES:,} held-out images; bits_per_dimension "
+            "is -log_prob / (H W C log 2)."
+        ),
+        "latent": (
+            "Of the held-out images; distances are to N(0, I). The bracket and the information "
+            "are of the first bounded_images. sliced_wasserstein: one draw an image, beside the same "
+            "for as many draws of N(0, I). accuracy: of labels from posterior means, on held-out "
+            f"images, by classifiers fitted to so many of the first {MOST_IMAGES:,} training images."
+        ),
+        "anomaly": (
+            f"Held-out images against {options.ood or 'none'}, the first {SCORED_IMAGES:,} of each; "
+            "higher scores are the other images'."
+        ),
     }
+
+
+def print_tables(result: dict[str, Any], console: Console) -> None:
+    """The main numbers with their standard errors."""
+    rows = result["images"]
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table = Table("", *(TITLES.get(name, name) for name in names), title="Images")
+    for title, row in rows.items():
+        table.add_row(title, *(_shown(row.get(name), name) for name in names))
+    console.print(table)
+    for title in ("likelihood", "latent"):
+        table = Table("", title, show_header=False, title=title.capitalize())
+        for name, value in _scalars("", result[title]):
+            table.add_row(name, value if isinstance(value, str) else f"{value:.4g}")
+        console.print(table)
+    if result["anomaly"]:
+        table = Table("score", "AUROC", "AUPRC", title="Other images")
+        for name, row in result["anomaly"].items():
+            table.add_row(name, *(_shown(row[x], x) for x in ("auroc", "auprc")))
+        console.print(table)
+
+
+def _shown(number: dict[str, float] | None, name: str) -> str:
+    if number is None:
+        return ""
+    factor = 1000.0 if name == "kernel_distance" else 1.0
+    value, error = (factor * number[key] for key in ("value", "standard_error"))
+    return f"{value:.4g} ± {error:.2g}"
+
+
+def _scalars(prefix: str, tree: Any) -> Any:
+    """Every number of a nested dictionary with its name; a value with a standard error goes by the name alone."""
+    for name, value in tree.items():
+        path = f"{prefix}/{name}" if prefix else name
+        if isinstance(value, dict) and "value" in value:
+            yield path, value["value"]
+        elif isinstance(value, dict):
+            yield from _scalars(path, value)
+        elif isinstance(value, (int, float)):
+            yield path, value

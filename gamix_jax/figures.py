@@ -49,6 +49,43 @@ def reconstruction_grid(
     return image_grid(rows.reshape(-1, *images.shape[1:]), columns)
 
 
+def save_numbered(images: np.ndarray, directory: Path) -> None:
+    """Writes each of images [N, H, W, C] in [-1, 1] as DIRECTORY/00000.png and so on, as many pixels as it has."""
+    for number, image in enumerate(images):
+        picture = image_grid(image[None], columns=1, tile=1)
+        save_picture(picture, directory / f"{number:05d}.png")
+
+
+def save_walk(path: Path, grid: np.ndarray, frames: np.ndarray) -> None:
+    """Writes PATH.png, a row for each walk, and PATH.gif, in which all walk at once.
+
+    Args:
+      path: without a suffix.
+      grid: [walks, steps, H, W, C] in [-1, 1].
+      frames: the same walks in more steps.
+    """
+    picture = image_grid(grid.reshape(-1, *grid.shape[2:]), columns=grid.shape[1])
+    save_picture(picture, path.with_suffix(".png"))
+    columns = min(8, len(frames))
+    moving = [image_grid(step, columns) for step in frames.swapaxes(0, 1)]
+    save_animation(moving, path.with_suffix(".gif"))
+
+
+def save_animation(
+    frames: list[Image.Image], path: Path, seconds: float = 0.08
+) -> None:
+    """Writes a GIF that goes forth and back for ever, making its folder; `seconds` a frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = [*frames, *frames[-2:0:-1]]
+    first.save(
+        path,
+        save_all=True,
+        append_images=others,
+        duration=round(1000 * seconds),
+        loop=0,
+    )
+
+
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a PNG, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

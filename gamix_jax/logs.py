@@ -54,13 +54,7 @@ class MetricLog:
         self._file.write(line + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())  # no checkpoint outlives the lines before it
-        points = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-        ]
-        self._events.write_event(
-            Event(wall_time=time.time(), step=step, summary=Summary(value=points))
-        )
+        self._events.write_event(_event(step, values))
         self._events.flush()
 
     def __enter__(self) -> "MetricLog":
@@ -69,6 +63,20 @@ class MetricLog:
     def __exit__(self, *exception) -> None:
         self._file.close()
         self._events.close()
+
+
+def write_scalars(workdir: Path, step: int, values: dict[str, float]) -> None:
+    """Points of TensorBoard curves beside those of the training, whatever that does."""
+    events = EventsWriter(str(workdir / "events" / "evaluation"), f".{os.getpid()}")
+    events.write_event(_event(step, values))
+    events.close()
+
+
+def _event(step: int, values: dict[str, float]) -> Event:
+    points = [
+        Summary.Value(tag=name, simple_value=value) for name, value in values.items()
+    ]
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=points))
 
 
 def holds_evaluation(workdir: Path, step: int) -> bool:

@@ -15,13 +15,13 @@ from rich.console import Console
 from gamix_jax import data, figures
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.errors import InputError
-from gamix_jax.evaluate import evaluate
 from gamix_jax.interrupts import Stopped, StopSignals
 from gamix_jax.logs import MetricLog, ProgressBar
 from gamix_jax.objective import Metrics
 from gamix_jax.parallel import map_over_devices
 from gamix_jax.state import TrainState
 from gamix_jax.steps import make_steps, scale_images
+from gamix_jax.validate import validate
 
 SAMPLES, RECONSTRUCTIONS = 64, 32  # in a picture
 
@@ -82,7 +82,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
         """Evaluates, unless a signal asks to stop."""
         batches = _test_batches(run)
         try:
-            values = evaluate(eval_step, state, signals.unless_stopped(batches))
+            values = validate(eval_step, state, signals.unless_stopped(batches))
         except Stopped:
             return False
         if run.log:

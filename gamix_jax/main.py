@@ -1,4 +1,7 @@
-"""Command line: `python -m gamix_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=train|describe|prepare] [--config.KEY=VALUE]`."""
+"""Command line: `python -m gamix_jax.main [--mode=MODE] --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE]`.
+
+A training needs `--config` and `--workdir`, what is done with the trained model `--workdir` alone.
+"""
 
 import os
 import signal
@@ -19,8 +22,13 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: logs, pictures, checkpoints."
 )
+PICTURES = ("sample", "reconstruct", "interpolate", "traverse", "latent")
+TRAINED = (*PICTURES, "evaluate", "report")  # modes of a trained model
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "describe", "prepare"], "What to do."
+    "mode",
+    "train",
+    ["train", "describe", "prepare", "train_features", *TRAINED],
+    "What to do.",
 )
 ACCEPT_CHANGES = flags.DEFINE_bool(
     "accept_changes",
@@ -42,28 +50,94 @@ PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "train: number of this process, from 0.", 0
 )
 IMAGES = flags.DEFINE_string(
-    "images", None, "prepare: folder, zip or tar of photos, or folder of --dataset."
+    "images",
+    None,
+    "prepare, reconstruct, interpolate, traverse: folder, zip or tar of photos, or one; "
+    "prepare: or folder of --dataset.",
 )
-OUT = flags.DEFINE_string("out", None, "prepare: folder of the TFDS data set.")
+OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "prepare: folder of the TFDS data set; pictures: folder of what is made [WORKDIR/MODE].",
+)
 SIZE = flags.DEFINE_integer("size", None, "prepare: height and width, pixels.", 1)
 CROP = flags.DEFINE_enum(
     "crop",
     "center",
     ["center", "celeba", "celeba_hq", "none"],
-    "prepare: what is kept.",
+    "Of --images: what is kept.",
 )
 DATASET = flags.DEFINE_string(
     "dataset", None, "prepare: published set in --images, such as celeb_a; not photos."
 )
+COUNT = flags.DEFINE_integer(
+    "count", None, "Images; interpolate: pairs of them; evaluate: of each kind.", 1
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn at random.", 0, 2**32 - 1)
+SAMPLER = flags.DEFINE_enum(
+    "sampler",
+    "prior",
+    ["prior", "gmm"],
+    "sample: from p(z), or from a mixture fitted to the aggregate posterior.",
+)
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", 1.0, "sample: factor of the standard deviations."
+)
+TRUNCATION = flags.DEFINE_float(
+    "truncation", None, "sample: largest absolute value of the noise [no limit]."
+)
+DIMENSIONS = flags.DEFINE_list(
+    "dimensions", [], "traverse: such as 0,3 [the most active]."
+)
+DEVIATIONS = flags.DEFINE_float(
+    "deviations", 3.0, "traverse: how far, standard deviations of the prior."
+)
+FEATURES = flags.DEFINE_enum(
+    "features",
+    None,
+    ["inception", "classifier"],
+    "evaluate: what Frechet distances are measured by.",
+)
+FEATURES_FILE = flags.DEFINE_string(
+    "features_file", None, "evaluate: weights of --features; train_features: to write."
+)
+LIKELIHOOD_SAMPLES = flags.DEFINE_integer(
+    "likelihood_samples", 64, "evaluate: draws of z an image for log p(x).", 1
+)
+OOD = flags.DEFINE_string(
+    "ood",
+    None,
+    "evaluate: images to tell apart, digits, folder:DIR, array:FILE or tfds:NAME.",
+)
+CACHE_DIR = flags.DEFINE_string(
+    "cache_dir", "~/.cache/gamix_jax", "evaluate: folder of features of real images."
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Of a trained model: where its data are, if they were moved."
+)
+STEPS = flags.DEFINE_integer("steps", None, "train_features: of the training.", 1)
 
 
 PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 MODES_OF_FLAGS = {
-    "config": ("train", "describe"),
+    "config": ("train", "describe", "train_features"),
+    "workdir": ("train", *TRAINED),
+    **dict.fromkeys(("accept_changes", "distributed", *PROCESS_FLAGS), ("train",)),
     **dict.fromkeys(
-        ("workdir", "accept_changes", "distributed", *PROCESS_FLAGS), ("train",)
+        ("images", "crop"), ("prepare", "reconstruct", "interpolate", "traverse")
     ),
-    **dict.fromkeys(("images", "out", "size", "crop", "dataset"), ("prepare",)),
+    "out": ("prepare", *PICTURES),
+    **dict.fromkeys(("size", "dataset"), ("prepare",)),
+    "count": ("sample", "reconstruct", "interpolate", "latent", "evaluate"),
+    "seed": ("sample", "latent", "evaluate", "train_features"),
+    **dict.fromkeys(("sampler", "temperature", "truncation"), ("sample",)),
+    **dict.fromkeys(("dimensions", "deviations"), ("traverse",)),
+    **dict.fromkeys(
+        ("features", "likelihood_samples", "ood", "cache_dir"), ("evaluate",)
+    ),
+    "features_file": ("evaluate", "train_features"),
+    "data_dir": TRAINED,
+    "steps": ("train_features",),
 }
 
 
@@ -81,19 +155,16 @@ def main(argv: list[str]) -> None:
                 raise InputError(
                     f"--{name} is for --mode={' or '.join(modes)}, not {MODE.value}."
                 )
-        if MODE.value == "prepare":
-            _prepare()
-            return
-        if CONFIG.value is None:
+        if CONFIG.value is None and MODE.value in MODES_OF_FLAGS["config"]:
             raise InputError("--config=FILE is required, such as configs/digits.py.")
-        if MODE.value == "describe":
-            from rich.console import Console
-
-            from gamix_jax.describe import describe
-
-            describe(CONFIG.value, Console())
-        else:
-            _train()
+        dispatch = {
+            "train": _train,
+            "describe": _describe,
+            "prepare": _prepare,
+            "evaluate": _evaluate,
+            **dict.fromkeys(PICTURES, _generate),
+        }
+        dispatch[MODE.value]()
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -109,8 +180,8 @@ def _hide_closed_loops(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _train() -> None:
-    """Checks the flags of this mode, starts the processes if there are several, and trains."""
+def _workdir() -> Path:
+    """The folder of the run."""
     if not WORKDIR.value:
         raise InputError(
             "--workdir is missing; name the folder for logs, pictures and checkpoints."
@@ -120,9 +191,22 @@ def _train() -> None:
             f"--workdir={WORKDIR.value} is no folder of this machine; mount the bucket, "
             "and name the folder that it is mounted at."
         )
+    return Path(WORKDIR.value).expanduser()
+
+
+def _describe() -> None:
+    from rich.console import Console
+
+    from gamix_jax.describe import describe
+
+    describe(CONFIG.value, Console())
+
+
+def _train() -> None:
+    """Checks the flags of this mode, starts the processes if there are several, and trains."""
+    workdir = _workdir()
     from gamix_jax.train import train
 
-    workdir = Path(WORKDIR.value).expanduser()
     if not DISTRIBUTED.value:
         for name in PROCESS_FLAGS:
             if flags.FLAGS[name].present:
@@ -179,6 +263,59 @@ def _prepare() -> None:
         prepare.prepare_photos(images, out, SIZE.value, CROP.value, Console())
     else:
         prepare.prepare_original(DATASET.value, images, out, Console())
+
+
+def _evaluate() -> None:
+    """Checks the flags of this mode and dispatches."""
+    from rich.console import Console
+
+    from gamix_jax.evaluate import evaluate
+    from gamix_jax.measurements import Options
+
+    if (FEATURES.value is None) != (FEATURES_FILE.value is None):
+        raise InputError(
+            "--features=inception or classifier and --features_file=FILE go together; give "
+            "both, or neither for an evaluation without Frechet distances."
+        )
+    options = Options(
+        COUNT.value,
+        FEATURES.value or "",
+        FEATURES_FILE.value or "",
+        LIKELIHOOD_SAMPLES.value,
+        OOD.value or "",
+        DATA_DIR.value or "",
+        Path(CACHE_DIR.value),
+        SEED.value,
+    )
+    evaluate(_workdir(), options, Console())
+
+
+def _generate() -> None:
+    """Checks the flags of the modes that make pictures and dispatches."""
+    from rich.console import Console
+
+    from gamix_jax.generate import Options, generate
+
+    try:
+        dimensions = tuple(int(dimension) for dimension in DIMENSIONS.value)
+    except ValueError as error:
+        raise InputError(
+            f"--dimensions={','.join(DIMENSIONS.value)} must be integers, such as 0,3."
+        ) from error
+    options = Options(
+        OUT.value or "",
+        COUNT.value,
+        SEED.value,
+        IMAGES.value or "",
+        CROP.value,
+        SAMPLER.value,
+        TEMPERATURE.value,
+        TRUNCATION.value,
+        dimensions,
+        DEVIATIONS.value,
+        DATA_DIR.value or "",
+    )
+    generate(MODE.value, _workdir(), options, Console())
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

@@ -94,6 +94,11 @@ class GaussianMixture:
         )
         return mean, variance
 
+    def weightiest_mean(self) -> jax.Array:
+        """Mean of each mixture's component of the largest weight, [..., D]."""
+        weightiest = jnp.argmax(self.logits, axis=-1)[..., None, None]
+        return jnp.take_along_axis(self.mean, weightiest, axis=-2).squeeze(-2)
+
     def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         """Independent draws from each mixture.
 

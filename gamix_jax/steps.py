@@ -27,7 +27,7 @@ class Steps(NamedTuple):
         and `skipped`. The discriminator judges one component an image, drawn by its
         weight, so the adversarial term has no gradient into the mixture's logits.
       eval_step: (state, {"image": images, "index": int32 [n]}) -> sums over the global
-        batch, its posteriors and its indices, for `evaluate`. The index is the image's
+        batch, its posteriors and its indices, for `validate`. The index is the image's
         place in its split and seeds its noise; -1 marks padding, which counts for
         nothing.
       sample: (state, keys [n]) -> images [n, H, W, C] in [-1, 1], of z from the prior, by
@@ -45,6 +45,11 @@ class Steps(NamedTuple):
 def scale_images(images: jax.Array) -> jax.Array:
     """uint8 [0, 255] to float32 [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_levels(images: jax.Array) -> jax.Array:
+    """[-1, 1], clipped to it, to the nearest of the levels 0..255, uint8."""
+    return jnp.rint((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def make_train_step(
@@ -207,7 +212,7 @@ def _image_keys(key: jax.Array, count: int) -> jax.Array:
 def make_eval_step(
     config: ml_collections.ConfigDict,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple]:
-    """Sums over one batch of what `evaluate` reports, and its posteriors; see `Steps.eval_step`."""
+    """Sums over one batch of what `validate` reports, and its posteriors; see `Steps.eval_step`."""
     autoencoder, _ = make_models(config)
 
     def eval_step(
@@ -215,7 +220,7 @@ def make_eval_step(
     ) -> tuple[Metrics, GaussianMixture]:
         images, mask = scale_images(batch["image"]), batch["index"] >= 0
         keys = jax.vmap(lambda i: jax.random.fold_in(state.key, i))(batch["index"])
-        variables = _averaged(state)
+        variables = averaged_variables(state)
         posterior = autoencoder.apply(variables, images, method="encode")
         prior = autoencoder.apply(variables, method="learned_prior")
         z = draw_for_each(posterior, keys, samples=1)
@@ -257,7 +262,8 @@ def make_eval_step(
     return eval_step
 
 
-def _averaged(state: TrainState) -> dict[str, Any]:
+def averaged_variables(state: TrainState) -> dict[str, Any]:
+    """The autoencoder's variables of samples and evaluation: the averaged weights."""
     return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
 
 
@@ -266,17 +272,17 @@ def make_steps(config: ml_collections.ConfigDict) -> Steps:
     autoencoder, _ = make_models(config)
 
     def sample(state: TrainState, keys: jax.Array) -> jax.Array:
-        variables = _averaged(state)
+        variables = averaged_variables(state)
         prior = autoencoder.apply(variables, method="latent_prior")
         return autoencoder.apply(
             variables, jax.vmap(prior.sample)(keys), method="decode"
         )
 
     def reconstruct(state: TrainState, images: jax.Array) -> jax.Array:
-        variables = _averaged(state)
+        variables = averaged_variables(state)
         posterior = autoencoder.apply(variables, scale_images(images), method="encode")
-        weightiest = jnp.argmax(posterior.logits, axis=-1)
-        z = jax.vmap(lambda mean, k: mean[k])(posterior.mean, weightiest)
-        return autoencoder.apply(variables, z, method="decode")
+        return autoencoder.apply(
+            variables, posterior.weightiest_mean(), method="decode"
+        )
 
     return Steps(make_train_step(config), make_eval_step(config), sample, reconstruct)

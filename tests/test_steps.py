@@ -12,7 +12,7 @@ import pytest
 from gamix_jax import losses
 from gamix_jax.bounds import aggregate_kl_bounds, mutual_information_bounds
 from gamix_jax.config import default_config
-from gamix_jax.evaluate import evaluate
+from gamix_jax.validate import validate
 from gamix_jax.mixture import aggregate_moments, standard_normal
 from gamix_jax.parallel import map_over_devices
 from gamix_jax.state import create_state, make_models
@@ -358,7 +358,7 @@ def test_evaluation_counts_every_image_once_however_it_is_batched(monkeypatch):
                 "index": np.where(index < 20, index, -1).astype(np.int32),
             }
 
-    results = [evaluate(eval_step, state, batches(size)) for size in (8, 16, 40)]
+    results = [validate(eval_step, state, batches(size)) for size in (8, 16, 40)]
     assert results[0]["count"] == 20
     for other in results[1:]:
         assert other == pytest.approx(results[0], rel=1e-4)
@@ -392,8 +392,8 @@ def test_evaluation_counts_every_image_once_however_it_is_batched(monkeypatch):
         expected, rel=1e-4
     )
     # Ten components at most: the first five images.
-    monkeypatch.setattr("gamix_jax.evaluate.BOUNDED_COMPONENTS", 10)
-    first = evaluate(eval_step, state, batches(8))
+    monkeypatch.setattr("gamix_jax.validate.BOUNDED_COMPONENTS", 10)
+    first = validate(eval_step, state, batches(8))
     assert first["bounded_images"] == 5
     lower, _ = jax.jit(aggregate_kl_bounds)(jax.tree.map(lambda x: x[:5], posterior))
     assert first["aggregate_kl_lower"] == pytest.approx(float(lower), rel=1e-4)

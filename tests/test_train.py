@@ -311,12 +311,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
             patch.setattr(loop_module, "ProgressBar", Bar)
         else:
 
-            def evaluate(eval_step, state, batches):
+            def validate(eval_step, state, batches):
                 os.kill(os.getpid(), number)
                 return real(eval_step, state, batches)
 
-            real = loop_module.evaluate
-            patch.setattr(loop_module, "evaluate", evaluate)
+            real = loop_module.validate
+            patch.setattr(loop_module, "validate", validate)
         train(small_run(), tmp_path)
     stopped = {"step": 1, "evaluation": 2}[place]
     said = " ".join(capsys.readouterr().out.split())
@@ -333,14 +333,14 @@ def test_an_owed_evaluation_is_done_after_the_last_step_too(
     tmp_path,
     monkeypatch,
 ):
-    def evaluate(eval_step, state, batches):
+    def validate(eval_step, state, batches):
         if int(jax.device_get(state.step)) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(eval_step, state, batches)
 
-    real = loop_module.evaluate
+    real = loop_module.validate
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "evaluate", evaluate)
+        patch.setattr(loop_module, "validate", validate)
         train(small_run(), tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [2, 2, 4]
     for _ in range(2):  # and not again

@@ -181,6 +181,7 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 8,
+    chosen: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every image once, in order, in batches of one size: the last one is padded.
 
@@ -190,19 +191,22 @@ def evaluation_batches(
       process_index: in [0, process_count).
       process_count: processes that evaluate together.
       prefetch: batches that are read ahead, each by a thread of its own.
+      chosen: indices of the images, instead of all.
 
     Returns:
       Iterator of {"image": uint8 [batch_size / process_count, size, size, channels],
       "index": int32, the image's place, or -1 for padding and where another stands for
       one that cannot be decoded}.
     """
-    count, share = len(images), batch_size // process_count
+    chosen = np.arange(len(images)) if chosen is None else chosen
+    count, share = len(chosen), batch_size // process_count
 
     def read(number: int) -> dict[str, np.ndarray]:
         first = number * batch_size + process_index * share
-        indices = np.arange(first, first + share)
-        batch = images.read(indices % count)
-        counted = (indices < count) & ~images.is_unreadable(indices)
+        places = np.arange(first, first + share)
+        indices = chosen[places % count]
+        batch = images.read(indices)
+        counted = (places < count) & ~images.is_unreadable(indices)
         return {
             "image": batch,
             "index": np.where(counted, indices, -1).astype(np.int32),

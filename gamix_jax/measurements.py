@@ -1,0 +1,266 @@
+"""What is measured of a trained model, side by side with the images that it never saw."""
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gamix_jax import data, passes
+from gamix_jax.feature_sets import FeatureSet, compare, features_of_real
+from gamix_jax.features import open_features
+from gamix_jax.metrics.averages import Averages, Number
+from gamix_jax.metrics.detection import detection
+from gamix_jax.metrics.latents import accuracy_by_labels, sliced_wasserstein
+from gamix_jax.parallel import map_over_devices, replicate
+from gamix_jax.run_images import MOST_IMAGES, choose, open_other_images, open_run_images
+from gamix_jax.sampling import LatentSampler
+from gamix_jax.state import make_models
+from gamix_jax.steps import averaged_variables, make_steps
+from gamix_jax.trained import load
+from gamix_jax.validate import validate
+
+SCORED_IMAGES = 1_000  # whose likelihood is estimated, draw by draw
+DRAWN_AT_ONCE = 1_000  # latent vectors: whatever the devices, the samples are the same
+
+
+class Options(NamedTuple):
+    """What an evaluation is asked for.
+
+    Attributes:
+      count: images of each kind (held out, reconstructed, sampled); None is MOST_IMAGES,
+        or as many as are held out.
+      features: "inception" or "classifier"; "" leaves out what needs features.
+      features_file: their weights.
+      likelihood_samples: L, draws of z an image.
+      ood: a source of other images, "digits", "folder:DIR", "array:FILE" or
+        "tfds:NAME"; "" is none.
+      data_dir: where the run's data are now; "" is where they were.
+      cache: folder of the features of real images.
+      seed: of samples and noise.
+    """
+
+    count: int | None = None
+    features: str = ""
+    features_file: str = ""
+    likelihood_samples: int = 64
+    ood: str = ""
+    data_dir: str = ""
+    cache: Path = Path("~/.cache/gamix_jax")
+    seed: int = 0
+
+
+class Coded(NamedTuple):
+    """What the networks make of the images of a split.
+
+    Attributes:
+      averages: over all of them.
+      mean, z: of the first MOST_IMAGES, [N, D], and where each is in the split, `index` [N].
+      reconstructions: features of all, where features are wanted.
+    """
+
+    averages: Averages
+    mean: np.ndarray
+    z: np.ndarray
+    index: np.ndarray
+    reconstructions: FeatureSet | None
+
+
+class Evaluation:
+    """One model under evaluation; each method measures one of its sides.
+
+    Raises:
+      InputError: there is no run or no checkpoint, its data, the features' file or the
+        other images are missing or do not fit, or fewer images are held out than asked for.
+    """
+
+    def __init__(self, workdir: Path, options: Options):
+        self.options = options
+        self.model = model = load(workdir)
+        self.images = open_run_images(model.config, options.data_dir)
+        self.chosen = {
+            split: choose(of_split, options.count, split)
+            for split, of_split in self.images.items()
+        }
+        self.other = None
+        if options.ood:
+            self.other = open_other_images(options.ood, model.config.data)
+        devices = jax.local_device_count()
+        self.batch_size = -(-model.config.train.batch_size // devices) * devices
+        autoencoder, _ = make_models(model.config)
+        self.arguments = {
+            "variables": averaged_variables(model.state),
+            "key": jax.random.key(options.seed),
+        }
+        over_devices = partial(passes.over_devices, arguments=self.arguments)
+        self.encode = over_devices(partial(passes.encode_images, autoencoder))
+        self.decode = over_devices(partial(passes.decode_latents, autoencoder))
+        self.score = partial(passes.score_images, autoencoder)
+        self.features = None
+        if options.features:
+            self.features = open_features(
+                options.features, Path(options.features_file), model.image_shape
+            )
+            self.extract = passes.over_devices(
+                partial(passes.extract_features, self.features), self.features.variables
+            )
+
+    def batches(self, images: data.Images, chosen: np.ndarray) -> Iterator[dict]:
+        """Batches of images for all devices."""
+        return data.evaluation_batches(
+            images,
+            self.batch_size,
+            prefetch=self.model.config.data.prefetch,
+            chosen=chosen,
+        )
+
+    def code(self, split: str) -> Coded:
+        """Encodes and decodes the images of a split."""
+        averages, codes, kept = Averages(), [], 0
+        wanted = self.features is not None and split == "test"
+        found = FeatureSet(self.features.size) if wanted else None
+        chosen = self.chosen[split]
+        for rows in self.encode(self.batches(self.images[split], chosen)):
+            levels = rows.pop("reconstruction")
+            if found is not None:
+                self.add_features(found, levels)
+            if kept < MOST_IMAGES:
+                codes.append([rows[name] for name in ("mean", "z", "index")])
+                kept += len(levels)
+            averages.add(rows)
+        mean, z, index = (np.concatenate(x) for x in zip(*codes, strict=True))
+        return Coded(averages, mean, z, index, found)
+
+    def add_features(self, features: FeatureSet, levels: np.ndarray) -> None:
+        """Adds those of images, uint8 [n, H, W, C]."""
+        for rows in self.extract(passes.array_batches(self.batch_size, image=levels)):
+            features.add(rows["features"])
+
+    def measure_images(
+        self, coded: Coded, samplers: dict[str, LatentSampler]
+    ) -> dict[str, dict[str, Number]]:
+        """Samples and reconstructions, with training images as a measure of what to expect, against the held-out images."""
+        number = coded.averages.number
+        rows = {
+            "held-out images": {"sharpness": number("sharpness")},
+            "training images": {},
+            "reconstructions": {
+                "sharpness": number("reconstruction_sharpness"),
+                **{name: number(name) for name in ("squared_error", "psnr", "ssim")},
+            },
+        }
+        real = {}
+        if self.features:
+            real = {
+                split: features_of_real(
+                    self.images[split],
+                    self.chosen[split],
+                    self.features,
+                    self.extract,
+                    self.batches(self.images[split], self.chosen[split]),
+                    self.options.cache,
+                )
+                for split in ("test", "train")
+            }
+            rows["training images"] |= self.compared(real, real["train"])
+            rows["reconstructions"] |= self.compared(real, coded.reconstructions)
+        for name, sampler in samplers.items():
+            averages = Averages()
+            found = FeatureSet(self.features.size) if self.features else None
+            for sampled in self.sample(sampler):
+                if found is not None:
+                    self.add_features(found, sampled.pop("image"))
+                averages.add({"sharpness": sampled["sharpness"]})
+            rows[f"samples, {name}"] = {"sharpness": averages.number("sharpness")}
+            if found is not None:
+                rows[f"samples, {name}"] |= self.compared(real, found)
+        return {name: row for name, row in rows.items() if row}
+
+    def compared(
+        self, real: dict[str, FeatureSet], found: FeatureSet
+    ) -> dict[str, Number]:
+        """Against the held-out images."""
+        return compare(real["test"], found, self.options.seed)
+
+    def sample(self, sampler: LatentSampler) -> Iterator[dict[str, np.ndarray]]:
+        """As many images as are held out, from one seed."""
+        count = len(self.chosen["test"])
+        for start in range(0, count, DRAWN_AT_ONCE):
+            key = jax.random.fold_in(self.arguments["key"], start)
+            z = np.asarray(sampler.draw(key, min(DRAWN_AT_ONCE, count - start)))
+            yield from self.decode(passes.array_batches(self.batch_size, z=z))
+
+    def validated(self) -> dict[str, float]:
+        """What a training logs, of the held-out images (`validate.validate`)."""
+        eval_step = map_over_devices(make_steps(self.model.config).eval_step)
+        batches = self.batches(self.images["test"], self.chosen["test"])
+        return validate(eval_step, replicate(self.model.state), batches)
+
+    def measure_latents(self, coded: dict[str, Coded]) -> dict[str, Any]:
+        """How the latent space is used, how far q(z) is from N(0, I), and what it tells of labels."""
+        test = coded["test"]
+        result = {
+            name: value
+            for name, value in self.validated().items()
+            if name not in ("absolute_error", "squared_error", "psnr", "count")
+        }
+        result["sliced_wasserstein"] = sliced_wasserstein(
+            test.z, seed=self.options.seed
+        )._asdict()
+        labels = {split: self.images[split].labels() for split in coded}
+        if all(x is not None for x in labels.values()):
+            result["accuracy"] = accuracy_by_labels(
+                *(x for s in coded for x in (coded[s].mean, labels[s][coded[s].index])),
+                seed=self.options.seed,
+            )
+        result["within_variance"] = test.averages.mean("variance").tolist()
+        result["between_variance"] = test.averages.variance("mean").tolist()
+        return result
+
+    def measure_likelihood(
+        self, scale: float, fitted: LatentSampler
+    ) -> tuple[dict[str, Number], dict[str, dict]]:
+        """The evidence of held-out images, and how well each score tells other images from them."""
+        score = passes.over_devices(
+            partial(self.score, self.options.likelihood_samples),
+            self.arguments | {"prior": self.model.prior, "scale": np.float32(scale)},
+        )
+        chosen = self.chosen["test"][:SCORED_IMAGES]
+        inside = _joined(score(self.batches(self.images["test"], chosen)))
+        averages = Averages()
+        averages.add(
+            {
+                "log_prob": inside["log_prob"],
+                "elbo": inside["reconstruction"] - inside["kl"],
+                "elbo_reconstruction": inside["reconstruction"],
+                "elbo_kl": inside["kl"],
+                "bits_per_dimension": -inside["log_prob"]
+                / (math.log(2.0) * math.prod(self.model.image_shape)),
+            }
+        )
+        result = {name: averages.number(name) for name in averages.names}
+        if self.other is None:
+            return result, {}
+        outside = _joined(
+            score(
+                self.batches(self.other, choose(self.other, None, "")[:SCORED_IMAGES])
+            )
+        )
+        scores = {
+            "negative ELBO": lambda rows: rows["kl"] - rows["reconstruction"],
+            "reconstruction": lambda rows: -rows["reconstruction"],
+            "aggregate log-density": lambda rows: (
+                -np.asarray(fitted.log_prob(rows["mean"]))
+            ),
+        }
+        return result, {
+            name: detection(of(inside), of(outside)) for name, of in scores.items()
+        }
+
+
+def _joined(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    batches = list(batches)
+    return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}

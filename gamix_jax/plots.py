@@ -1,0 +1,102 @@
+"""Charts of numbers, drawn by Matplotlib: no model code."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+MOST_COLOURED = 20  # classes with a colour of their own
+
+
+def latent_map(
+    codes: np.ndarray, groups: np.ndarray, meaning: str, seed: int = 0
+) -> Figure:
+    """Codes in two dimensions, by principal components and by t-SNE, coloured by group.
+
+    Args:
+      codes: [N, D], N at least 3.
+      groups: [N], integers.
+      meaning: what the groups are, such as "label".
+      seed: of t-SNE.
+    """
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    variance = None
+    if codes.shape[1] > 2:
+        principal = PCA(2, random_state=seed).fit(codes)
+        plane, variance = (
+            principal.transform(codes),
+            principal.explained_variance_ratio_,
+        )
+        perplexity = min(30.0, (len(codes) - 1) / 3)
+        near = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+        maps = {"principal components": plane, "t-SNE": near.fit_transform(codes)}
+    else:
+        maps = {"z": np.pad(codes, ((0, 0), (0, 2 - codes.shape[1])))}
+    shown = np.unique(groups)[:MOST_COLOURED]
+    colours = matplotlib.colormaps["tab20" if len(shown) > 10 else "tab10"]
+    for axes, (title, points) in zip(
+        np.atleast_1d(figure.subplots(1, len(maps))), maps.items(), strict=True
+    ):
+        if variance is not None and title != "t-SNE":
+            title += f" ({variance.sum():.0%} of the variance)"
+        axes.set_title(title)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for place, group in enumerate(shown):
+            inside = groups == group
+            axes.scatter(*points[inside].T, s=6, color=colours(place), label=str(group))
+        others = ~np.isin(groups, shown)
+        axes.scatter(*points[others].T, s=6, color="lightgrey")
+    if len(shown) > 1:
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            title=meaning,
+            loc="outside right upper",
+            markerscale=2,
+        )
+    return figure
+
+
+def variance_histogram(within: np.ndarray, target: float) -> Figure:
+    """How wide the posteriors are: all variances of all images and dimensions, [N, D], beside the collapse target."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    exponents = np.log10(np.maximum(within.ravel(), 1e-12))
+    axes.hist(10.0**exponents, bins=np.logspace(exponents.min(), exponents.max(), 60))
+    axes.axvline(target, color="black", linestyle="--", label="collapse target")
+    axes.set_xscale("log")
+    axes.set_xlabel("variance of a posterior in one dimension")
+    axes.set_ylabel("count")
+    axes.legend()
+    return figure
+
+
+def aggregate_against_normal(z: np.ndarray, most: int = 16) -> Figure:
+    """The aggregate posterior of each dimension, by draws z [N, D], beside N(0, 1); the dimensions with the farthest moments first."""
+    deviation = z.mean(axis=0) ** 2 + (z.std(axis=0) - 1.0) ** 2
+    chosen = np.argsort(-deviation)[:most]
+    columns = min(4, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    bins = int(np.clip(np.sqrt(len(z)), 12, 60))
+    reach = max(4.0, float(np.abs(z[:, chosen]).max()))
+    points = np.linspace(-reach, reach, 200)
+    density = np.exp(-0.5 * points**2) / np.sqrt(2 * np.pi)
+    for axes, dimension in zip(grid.ravel(), chosen, strict=False):
+        axes.hist(z[:, dimension], bins=bins, range=(-reach, reach), density=True)
+        axes.plot(points, density, color="black", linewidth=1)
+        axes.set_title(f"dimension {dimension}", fontsize=9)
+        axes.set_yticks([])
+    for axes in grid.ravel()[len(chosen) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def save_plot(figure: Figure, path: Path) -> None:
+    """Writes a PNG, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,92 @@
+"""The images that a trained model is measured and shown with."""
+
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from gamix_jax import data
+from gamix_jax.data.images import Crop, fit_image, permutation
+from gamix_jax.data.photos import decode_photo, is_photo, open_photos
+from gamix_jax.errors import InputError
+
+MOST_IMAGES = 10_000  # of each kind, unless asked for more
+
+
+def open_run_images(
+    config: ml_collections.ConfigDict, data_dir: str
+) -> dict[str, data.Images]:
+    """The images that a run was trained on and those held out; from `data_dir` if the folder was moved."""
+    options = config.data.copy_and_resolve_references()
+    options.dir = data_dir or options.dir
+    return {split: data.open_images(options, split) for split in ("train", "test")}
+
+
+def open_other_images(source: str, like: ml_collections.ConfigDict) -> data.Images:
+    """The held-out images of another source, made to the size and channels of a run's.
+
+    Args:
+      source: "digits", "folder:DIR", "array:FILE" or "tfds:NAME", the latter stored where
+        the run's sets are.
+      like: the section `data` of the run.
+
+    Raises:
+      InputError: it is none of these, or not there.
+    """
+    kind, _, place = source.partition(":")
+    options = like.copy_and_resolve_references()
+    options.source, options.crop = kind, "center"
+    if kind in ("folder", "array") and place:
+        options.dir = place
+    elif kind == "tfds" and place:
+        options.name, options.train_split, options.test_split = place, "train", "test"
+    elif source != "digits":
+        raise InputError(
+            f"--ood={source} is no source of images; give digits, folder:DIR, array:FILE or "
+            "tfds:NAME."
+        )
+    return data.open_images(options, "test")
+
+
+def choose(images: data.Images, count: int | None, split: str) -> np.ndarray:
+    """Indices of images that stand for a split, chosen at random but always alike, in order.
+
+    Raises:
+      InputError: more are asked for than there are held out; of training images there may be
+        fewer.
+    """
+    if split == "test" and count is not None and count > len(images):
+        raise InputError(
+            f"--count={count} images are asked for, and {len(images):,} are held out; ask for "
+            "at most as many."
+        )
+    count = MOST_IMAGES if count is None else count
+    return np.sort(permutation(len(images), 0, 1)[:count])
+
+
+def read_images(path: Path, like: ml_collections.ConfigDict, crop: Crop) -> np.ndarray:
+    """A user's images at the size and channels of a run's.
+
+    Args:
+      path: an image, or a folder, a zip or a tar of them, which are taken in the order of
+        their paths.
+      like: the section `data` of the run.
+      crop: see `fit_image`.
+
+    Returns:
+      uint8 [n, size, size, channels].
+
+    Raises:
+      InputError: there are none, or one cannot be decoded or does not fit the crop.
+    """
+    if path.is_file() and is_photo(path.name):
+        contents = {str(path): path.read_bytes()}
+    else:
+        photos = open_photos(path)
+        contents = {f"{path}/{name}": photos.read(name) for name in photos.names}
+    return np.stack(
+        [
+            fit_image(decode_photo(content, name), like.size, like.channels, crop)
+            for name, content in contents.items()
+        ]
+    )

@@ -1,0 +1,216 @@
+"""A trained model, for notebooks and for what is done with it: encode, decode, sample, reconstruct, score."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.config import default_config
+from gamix_jax.errors import InputError
+from gamix_jax.likelihood import importance_weighted_log_probs
+from gamix_jax.mixture import GaussianMixture
+from gamix_jax.sampling import LatentSampler, prior_sampler
+from gamix_jax.state import TrainState, create_state, make_models
+from gamix_jax.steps import averaged_variables, scale_images, to_levels
+
+BATCH = 256  # images that go through a network at once, at most
+
+
+def load(workdir: str | Path) -> "TrainedModel":
+    """Opens the newest whole checkpoint of a run, which may still be training; nothing in the folder changes.
+
+    Args:
+      workdir: folder of the run, as `--workdir` of its training.
+
+    Raises:
+      InputError: there is no run, or no checkpoint that is as it was written.
+    """
+    config = read_config(Path(workdir).expanduser())
+    checkpoints = _open_checkpoints(workdir)
+    state = checkpoints.restore(create_state(config))
+    checkpoints.close()
+    return TrainedModel(config, state)
+
+
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The configuration that a run was begun with, or last went on with.
+
+    Raises:
+      InputError: there is none, or it is of another version.
+    """
+    path = workdir / "config.json"
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{workdir} holds no run ({path} cannot be read: {error}); name the --workdir of a "
+            "training."
+        ) from error
+    values = {
+        f"{section}.{key}": tuple(value) if isinstance(value, list) else value
+        for section, keys in saved.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    }
+    config = default_config()
+    try:
+        config.update_from_flattened_dict({"seed": saved["seed"], **values})
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not of this version of gamix_jax ({error}); use the version that wrote it."
+        ) from error
+    return config
+
+
+def _open_checkpoints(workdir: str | Path) -> Checkpoints:
+    workdir = Path(workdir).expanduser()
+    if (workdir / "checkpoints").is_dir():
+        checkpoints = Checkpoints(workdir, read_only=True)
+        if checkpoints.latest_step() is not None:
+            return checkpoints
+        checkpoints.close()
+    raise InputError(
+        f"{workdir} holds no checkpoint yet; train it to its first one "
+        "(config.train.checkpoint_every)."
+    )
+
+
+class TrainedModel:
+    """A run's networks with their averaged weights (EMA), jitted; takes any number of images.
+
+    Images are uint8 levels 0..255 or floats in [-1, 1], of `image_shape`; what comes back
+    is float32 in about [-1, 1], on the default device. `to_levels` makes uint8 of it.
+
+    Attributes:
+      config: of the run.
+      state: the training state at the checkpoint; `step` tells which.
+      image_shape: (height, width, channels).
+      latent_size: D.
+      prior: p(z), a mixture without leading axes.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, state: TrainState):
+        self.config, self.state = config, state
+        self.image_shape = (config.data.size, config.data.size, config.data.channels)
+        self.latent_size = config.model.latent_size
+        self._variables = averaged_variables(state)
+        autoencoder, _ = make_models(config)
+        apply = autoencoder.apply
+        self.prior = apply(self._variables, method="latent_prior")
+        # Weights are arguments: as constants they would be compiled into each program.
+        self._encode = jax.jit(lambda v, images: apply(v, images, method="encode"))
+        self._decode = jax.jit(lambda v, z: apply(v, z, method="decode"))
+
+        @partial(jax.jit, static_argnums=5)
+        def score(v, prior, scale, images, keys, samples):
+            return importance_weighted_log_probs(
+                lambda z: apply(v, z, method="decode"),
+                apply(v, images, method="encode"),
+                prior,
+                images,
+                keys,
+                scale,
+                samples,
+            )
+
+        self._score = score
+
+    def encode(self, images: np.ndarray | jax.Array) -> GaussianMixture:
+        """The posteriors q(z|x) of images [n, H, W, C], of leading shape [n]; `.moments()`, `.weightiest_mean()` and `.sample(key)` make z of them."""
+        return _in_batches(partial(self._encode, self._variables), self._scaled(images))
+
+    def decode(self, z: np.ndarray | jax.Array) -> jax.Array:
+        """Latent vectors [..., D] to images [..., H, W, C]."""
+        z = jnp.asarray(z, jnp.float32)
+        if z.shape[-1:] != (self.latent_size,):
+            raise InputError(
+                f"z is {list(z.shape)}; its last axis must be the latent size, {self.latent_size}."
+            )
+        images = _in_batches(
+            partial(self._decode, self._variables), z.reshape(-1, self.latent_size)
+        )
+        return images.reshape(*z.shape[:-1], *self.image_shape)
+
+    def sample(
+        self,
+        key: jax.Array,
+        n: int,
+        sampler: LatentSampler | None = None,
+        temperature: float = 1.0,
+        truncation: float | None = None,
+    ) -> jax.Array:
+        """n new images [n, H, W, C], of z from p(z) or from another `sampler`; see `LatentSampler.draw` for the last two."""
+        sampler = prior_sampler(self.prior) if sampler is None else sampler
+        return self.decode(sampler.draw(key, n, temperature, truncation))
+
+    def reconstruct(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """Images [n, H, W, C] through the mean of each posterior's weightiest component and back."""
+        return self.decode(self.encode(images).weightiest_mean())
+
+    def fit_scale(self, images: np.ndarray | jax.Array, key: jax.Array) -> float:
+        """The scale of p(x|z) that fits images best: the mean absolute error of their reconstructions from one draw of z each; give training images."""
+        images = self._scaled(images)
+        z = self.encode(images).sample(key)
+        return float(jnp.mean(jnp.abs(images - self.decode(z))))
+
+    def log_prob(
+        self,
+        images: np.ndarray | jax.Array,
+        key: jax.Array,
+        scale: float,
+        samples: int = 64,
+    ) -> jax.Array:
+        """log p(x), nats, [n], by importance sampling from the posterior; see `bounds.importance_weighted_log_likelihood`.
+
+        Divided by -H W C log 2 it is bits per dimension.
+
+        Args:
+          images: [n, H, W, C]; floats are rounded to levels.
+          key: random key.
+          scale: of the discretised Laplace likelihood, from `fit_scale` or evaluation.json.
+          samples: L, draws of z; the bound is tighter the more there are.
+        """
+        levels = scale_images(to_levels(self._scaled(images)))
+        keys = jax.random.split(key, len(levels))
+
+        def score(images: jax.Array, keys: jax.Array) -> jax.Array:
+            return self._score(
+                self._variables, self.prior, scale, images, keys, samples
+            )
+
+        return _in_batches(score, levels, keys)
+
+    def _scaled(self, images: np.ndarray | jax.Array) -> jax.Array:
+        images = jnp.asarray(images)
+        if images.shape[1:] != self.image_shape or not len(images):
+            raise InputError(
+                f"The images are {list(images.shape)}; they must be [n, "
+                f"{', '.join(map(str, self.image_shape))}] as the run's "
+                "(config.data.size, config.data.channels)."
+            )
+        if images.dtype == jnp.uint8:
+            return scale_images(images)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(
+                f"The images are {images.dtype}; give uint8 levels or floats in [-1, 1]."
+            )
+        return images.astype(jnp.float32)
+
+
+def _in_batches(function: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """`function` of arrays [n, ...], at most BATCH rows at once; padded to powers of two, so that few programs are compiled."""
+    results = []
+    for start in range(0, len(arrays[0]), BATCH):
+        rows = [x[start : start + BATCH] for x in arrays]
+        count = len(rows[0])
+        size = 1 << (count - 1).bit_length()
+        padded = [x[jnp.arange(size) % count] for x in rows]
+        results.append(jax.tree.map(lambda y: y[:count], function(*padded)))  # noqa: B023
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
