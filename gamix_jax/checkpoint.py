@@ -140,7 +140,7 @@ class Checkpoints:
         """The state of the newest checkpoint, whatever devices and processes wrote it.
 
         Args:
-          like: a state of the structure, shapes and dtypes expected.
+          like: a state of the structure, shapes and dtypes expected; shapes suffice.
 
         Raises:
           InputError: what is saved has other arrays than `like`; names the first that
@@ -148,7 +148,7 @@ class Checkpoints:
         """
         step = self.latest_step()
         saved = self._manager.item_metadata(step)["state"]
-        raw = with_raw_key(like)
+        raw = jax.eval_shape(with_raw_key, like)
         differing = _differences(_shapes(saved), _shapes(raw))
         if differing:
             raise InputError(

@@ -34,11 +34,10 @@ def discretised_laplace_log_prob(
     away = (images - mean) / scale
     half = HALF_LEVEL / scale
     distance = jnp.abs(away)
-    # Both tails or the peak; never the difference of two numbers that are nearly the same.
-    outside = -distance + jnp.log(jnp.sinh(jnp.minimum(half, 30.0)))
-    outside = jnp.where(half > 30.0, half - distance - jnp.log(2.0), outside)
-    peak = jnp.exp(-half) * jnp.cosh(jnp.minimum(distance, half))
-    inside = jnp.log1p(-peak)
+    # Never the difference of two numbers that are nearly the same.
+    outside = half - distance + jnp.log(-0.5 * jnp.expm1(-2.0 * half))
+    near = jnp.minimum(distance, half)
+    inside = jnp.log(-0.5 * (jnp.expm1(near - half) + jnp.expm1(-near - half)))
     middle = jnp.where(distance >= half, outside, inside)
     below = _log_cumulative(away + half)  # all up to the level's upper edge
     above = _log_cumulative(half - away)

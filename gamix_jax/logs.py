@@ -66,8 +66,10 @@ class MetricLog:
 
 
 def write_scalars(workdir: Path, step: int, values: dict[str, float]) -> None:
-    """Points of TensorBoard curves beside those of the training, whatever that does."""
-    events = EventsWriter(str(workdir / "events" / "evaluation"), f".{os.getpid()}")
+    """Points of TensorBoard curves, in WORKDIR/evaluation, apart from those of a training that may go on."""
+    folder = workdir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    events = EventsWriter(str(folder / "events"), f".{os.getpid()}")
     events.write_event(_event(step, values))
     events.close()
 

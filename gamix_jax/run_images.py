@@ -14,7 +14,7 @@ MOST_IMAGES = 10_000  # of each kind, unless asked for more
 
 
 def open_run_images(
-    config: ml_collections.ConfigDict, data_dir: str
+    config: ml_collections.ConfigDict, data_dir: str = ""
 ) -> dict[str, data.Images]:
     """The images that a run was trained on and those held out; from `data_dir` if the folder was moved."""
     options = config.data.copy_and_resolve_references()

@@ -1,6 +1,7 @@
 """A trained model, for notebooks and for what is done with it: encode, decode, sample, reconstruct, score."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import default_config
@@ -34,7 +36,7 @@ def load(workdir: str | Path) -> "TrainedModel":
     """
     config = read_config(Path(workdir).expanduser())
     checkpoints = _open_checkpoints(workdir)
-    state = checkpoints.restore(create_state(config))
+    state = checkpoints.restore(jax.eval_shape(lambda: create_state(config)))
     checkpoints.close()
     return TrainedModel(config, state)
 
@@ -72,7 +74,10 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
 def _open_checkpoints(workdir: str | Path) -> Checkpoints:
     workdir = Path(workdir).expanduser()
     if (workdir / "checkpoints").is_dir():
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # or Orbax warns that all is read only
         checkpoints = Checkpoints(workdir, read_only=True)
+        logging.set_verbosity(verbosity)
         if checkpoints.latest_step() is not None:
             return checkpoints
         checkpoints.close()
@@ -205,12 +210,12 @@ class TrainedModel:
 
 
 def _in_batches(function: Callable[..., Any], *arrays: jax.Array) -> Any:
-    """`function` of arrays [n, ...], at most BATCH rows at once; padded to powers of two, so that few programs are compiled."""
+    """`function` of arrays [n, ...], at most BATCH rows at once; padded to powers of four, so that few programs are compiled."""
     results = []
     for start in range(0, len(arrays[0]), BATCH):
         rows = [x[start : start + BATCH] for x in arrays]
         count = len(rows[0])
-        size = 1 << (count - 1).bit_length()
+        size = 4 ** math.ceil(math.log(count, 4))
         padded = [x[jnp.arange(size) % count] for x in rows]
         results.append(jax.tree.map(lambda y: y[:count], function(*padded)))  # noqa: B023
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)

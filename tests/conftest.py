@@ -41,3 +41,15 @@ def x64():
     """Float64 for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """Folder of a run of a tiny network on digits, four steps; not to be changed."""
+    from test_train import small_run
+
+    from gamix_jax.train import train
+
+    workdir = tmp_path_factory.mktemp("digits_run")
+    train(small_run(), workdir)
+    return workdir

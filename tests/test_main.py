@@ -156,7 +156,7 @@ def test_describe_counts_the_author_s_parameters():
                 "--size=8",
                 "--workdir=unmade",
             ],
-            "--workdir is for --mode=train, not prepare",
+            "--workdir is for --mode=train or sample or",
         ),
         (
             ["--config=configs/digits.py", "--workdir=unmade", "--size=8"],

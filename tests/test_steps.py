@@ -12,11 +12,11 @@ import pytest
 from gamix_jax import losses
 from gamix_jax.bounds import aggregate_kl_bounds, mutual_information_bounds
 from gamix_jax.config import default_config
-from gamix_jax.validate import validate
 from gamix_jax.mixture import aggregate_moments, standard_normal
 from gamix_jax.parallel import map_over_devices
 from gamix_jax.state import create_state, make_models
 from gamix_jax.steps import AXIS, make_steps, scale_images
+from gamix_jax.validate import validate
 
 BATCH = 16
 
