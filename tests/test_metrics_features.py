@@ -107,6 +107,30 @@ def test_manifold_at_its_ends():
     np.testing.assert_allclose(collapsed.recall.value, 1 / 300)
 
 
+def test_edges_of_the_balls():
+    """By hand, in one dimension; the edge counts for precision and recall alone."""
+    real, fake = np.arange(6.0)[:, None], np.repeat([8.0, 10.0], 3)[:, None]
+    # Third neighbours of 0..5 are 3, 2, 2, 2, 2, 3 away: 8 is at the edge of 5's ball,
+    # 10 beyond it. All fakes' are 2 away: no real is that near.
+    # Fifth neighbours are 5, 4, 3, 3, 4, 5 away: 8 lies in 5's ball and at the edge of
+    # 4's, 10 at the edge of 5's: 3 fakes in one ball each.
+    values = [estimate.value for estimate in manifold(real, fake)]
+    np.testing.assert_allclose(values, [1 / 2, 0, 3 / (5 * 6), 1 / 6], rtol=1e-12)
+    # Precision and recall are each other's with the sets exchanged.
+    swapped = manifold(fake, real)
+    assert (swapped.precision.value, swapped.recall.value) == (0, 1 / 2)
+
+
+def test_copies_are_at_no_distance(monkeypatch):
+    """Of points far from the others, whose distances cancel most; each has 3 copies, so that its ball for k = 3 is a point."""
+    # Products of one row are rounded in another way than those of many.
+    monkeypatch.setattr("gamix_jax.metrics.manifold.BLOCK", 160)
+    points = 1e3 * np.random.default_rng(0).normal(size=(40, 101))
+    copies = manifold(np.repeat(points, 4, axis=0), np.tile(points[:30], (4, 1))[:-1])
+    assert copies.precision.value == 1
+    assert copies.recall.value == 30 / 40
+
+
 def test_manifold_of_equal_distributions():
     """Density 1 and coverage 1 - 2^-5 in expectation (Naeem et al. 2020, for as many of both)."""
     rng = np.random.default_rng(0)

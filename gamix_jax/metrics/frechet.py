@@ -134,8 +134,8 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Est
     The standard error is a jackknife's: block i of both sets is left out together, so
     it also holds for pairs, such as images and their reconstructions in the same order.
     From BLOCKS values, it is itself uncertain by a quarter. Where both distributions
-    are the same, the distance is all bias, its spread falls as 1/N and the standard
-    error is only of its order.
+    are the same, the distance is all bias and the standard error up to 1.6 times too
+    large (for 4 to 64 dimensions, 100 to 800 images).
 
     Takes two eigendecompositions for each of the BLOCKS + 1 distances: 45 s on one CPU
     core for F = 2,048.
