@@ -1,5 +1,6 @@
 """A small ResNet that labels images; what it pools before its linear layer are features, where InceptionV3 can't be had or does not fit."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -247,16 +248,20 @@ def _train(
         return optax.apply_updates(params, updates), opt_state
 
     params, opt_state = initialize(init_key)
-    batches = train_batches(images, batch_size, seed, flip=False)
-    for step in track(
-        range(steps), "training", console=console, disable=not console.is_terminal
-    ):
-        batch = next(batches)
-        places = np.arange(step * batch_size, (step + 1) * batch_size)
-        indices = shuffled(places, len(images), seed)
-        target = np.where(images.is_unreadable(indices), -1, targets[indices])
-        params, opt_state = train_step(params, opt_state, step, batch, target)
-    batches.close()
+    console.print(
+        f"Training a classifier of {classifier.classes} kinds on {len(images):,} images for "
+        f"{steps:,} steps",
+        soft_wrap=True,
+    )
+    numbers = track(
+        range(steps), "step", console=console, disable=not console.is_terminal
+    )
+    with contextlib.closing(train_batches(images, batch_size, seed, False)) as batches:
+        for step, batch in zip(numbers, batches, strict=False):
+            places = np.arange(step * batch_size, (step + 1) * batch_size)
+            indices = shuffled(places, len(images), seed)
+            target = np.where(images.is_unreadable(indices), -1, targets[indices])
+            params, opt_state = train_step(params, opt_state, step, batch, target)
     return params
 
 

@@ -55,10 +55,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        cause = str(error).strip().split("\n")[0][:200]
+    except Exception as error:  # of many kinds; some advise to run what a file holds
         raise InputError(
-            f"The features file {path} cannot be read by torch ({cause}); get it again."
+            f"The features file {path} cannot be read by torch as weights alone; get it "
+            "again, or save the network's state_dict()."
         ) from error
     tensors = _checked(path, tensors, torch.Tensor)
     return {name: tensor.numpy() for name, tensor in tensors.items()}

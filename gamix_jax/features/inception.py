@@ -28,7 +28,8 @@ from gamix_jax.features.files import check_arrays, read_arrays
 FEATURES, SIZE = 2048, 299
 
 # A block is branches side by side; a branch is convolutions one after another, each
-# written CHANNELS:KERNEL, rows by columns. Two kernels work side by side too.
+# written CHANNELS:KERNEL, rows by columns. Two kernels work side by side too. Blocks
+# are named by the pixels of their maps: 35x35, 17x17, 8x8.
 Block = dict[str, str]
 EIGHT = {
     "branch1x1": "320:1x1",
