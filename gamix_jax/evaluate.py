@@ -14,15 +14,19 @@ from gamix_jax.likelihood import ELBO_SAMPLES
 from gamix_jax.logs import write_scalars
 from gamix_jax.measurements import SCORED_IMAGES, Evaluation, Options
 from gamix_jax.run_images import MOST_IMAGES
-from gamix_jax.sampling import fit_sampler, prior_sampler
 
 FILE = "evaluation.json"
 TITLES = {
-    "frechet_distance": "Frechet",
-    "kernel_distance": "kernel x1000",
-    "squared_error": "MSE",
+    "frechet_distance": "Frechet distance",
+    "kernel_distance": "kernel distance x1000",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "squared_error": "mean squared error",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
+    "sharpness": "sharpness",
 }
 
 
@@ -42,7 +46,7 @@ def evaluate(workdir: Path, options: Options, console: Console) -> dict[str, Any
       InputError: as `Evaluation`.
     """
     evaluation = Evaluation(workdir, options)
-    result = measure(evaluation)
+    result = _jsonable(measure(evaluation))
     path = workdir / FILE
     unnamed = path.with_suffix(".new")
     unnamed.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -54,15 +58,13 @@ def evaluate(workdir: Path, options: Options, console: Console) -> dict[str, Any
 
 
 def measure(evaluation: Evaluation) -> dict[str, Any]:
-    """All that is measured; JSON-able."""
+    """All that is measured, by section."""
     coded = {split: evaluation.code(split) for split in ("train", "test")}
     scale = float(coded["train"].averages.mean("draw_error"))
-    fitted = fit_sampler(coded["train"].z, evaluation.options.seed)
-    samplers = {
-        "prior": prior_sampler(evaluation.model.prior),
-        "fitted mixture": fitted,
-    }
-    likelihood, anomaly = evaluation.measure_likelihood(scale, fitted)
+    samplers = evaluation.samplers(coded["train"])
+    likelihood, anomaly = evaluation.measure_likelihood(
+        scale, samplers["fitted mixture"]
+    )
     return {
         "step": int(evaluation.model.state.step),
         "protocol": protocol(evaluation),
@@ -118,11 +120,12 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
 
 def print_tables(result: dict[str, Any], console: Console) -> None:
     """The main numbers with their standard errors."""
-    rows = result["images"]
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    table = Table("", *(TITLES.get(name, name) for name in names), title="Images")
-    for title, row in rows.items():
-        table.add_row(title, *(_shown(row.get(name), name) for name in names))
+    sets = result["images"]
+    table = Table("", *sets, title="Images")
+    for name, title in TITLES.items():
+        cells = [_shown(row.get(name), name) for row in sets.values()]
+        if any(cells):
+            table.add_row(title, *cells)
     console.print(table)
     for title in ("likelihood", "latent"):
         table = Table("", title, show_header=False, title=title.capitalize())
@@ -134,6 +137,15 @@ def print_tables(result: dict[str, Any], console: Console) -> None:
         for name, row in result["anomaly"].items():
             table.add_row(name, *(_shown(row[x], x) for x in ("auroc", "auprc")))
         console.print(table)
+
+
+def _jsonable(tree: Any) -> Any:
+    """Named tuples as dictionaries, names as strings."""
+    if hasattr(tree, "_asdict"):
+        tree = tree._asdict()
+    if isinstance(tree, dict):
+        return {str(name): _jsonable(value) for name, value in tree.items()}
+    return tree
 
 
 def _shown(number: dict[str, float] | None, name: str) -> str:

@@ -1,56 +1,61 @@
 """Features of a set of images, gathered batch by batch in bounded memory; kept on the disk for real images."""
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from gamix_jax import data
+from gamix_jax.errors import InputError
 from gamix_jax.features import Features
-from gamix_jax.metrics.averages import Number
-from gamix_jax.metrics.frechet import GaussianStatistics, frechet_distance
+from gamix_jax.features.files import check_writable, read_arrays, write_arrays
+from gamix_jax.metrics.estimate import Estimate
+from gamix_jax.metrics.frechet import FeatureStatistics, frechet_distance
 from gamix_jax.metrics.kernel import kernel_distance
-from gamix_jax.metrics.manifold import density_coverage, precision_recall
+from gamix_jax.metrics.manifold import manifold
 
 MOST_KEPT = 10_000  # features, for the measures that compare images in pairs
 READ_AT_ONCE = 1_000  # images
 
 
 class FeatureSet:
-    """Statistics of all features that are added, and the first MOST_KEPT features themselves."""
+    """Statistics of all features that are added, and the first MOST_KEPT features themselves, float32."""
 
     def __init__(self, size: int):
-        self.statistics = GaussianStatistics(size)
-        self.kept = np.zeros((0, size), np.float32)
+        self.statistics = FeatureStatistics(size)
+        self._kept: list[np.ndarray] = []
+
+    @property
+    def kept(self) -> np.ndarray:
+        """[N, F], N at most MOST_KEPT."""
+        return np.concatenate(self._kept)
 
     def add(self, features: np.ndarray) -> None:
         """Adds features [n, F]."""
         self.statistics.add(features)
-        room = MOST_KEPT - len(self.kept)
+        self.keep(features)
+
+    def keep(self, features: np.ndarray) -> None:
+        """Adds features [n, F] to those kept alone."""
+        room = MOST_KEPT - sum(map(len, self._kept))
         if room > 0:
-            self.kept = np.concatenate([self.kept, features[:room]])
+            self._kept.append(features[:room])
 
 
-def compare(reference: FeatureSet, other: FeatureSet, seed: int) -> dict[str, Number]:
+def compare(reference: FeatureSet, other: FeatureSet, seed: int) -> dict[str, Estimate]:
     """How far a set of images is from a reference, by the measures of `metrics`.
 
     Returns:
-      frechet_distance, kernel_distance, precision, recall, density, coverage: each its
-      value and standard_error.
+      frechet_distance, kernel_distance, precision, recall, density and coverage.
+
+    Raises:
+      InputError: there are too few images.
     """
-    distance = frechet_distance(reference.statistics, other.statistics)
-    kernel = kernel_distance(reference.kept, other.kept, seed=seed)
-    numbers = {
-        "frechet_distance": distance,
-        "kernel_distance": kernel,
-        **precision_recall(reference.kept, other.kept)._asdict(),
-        **density_coverage(reference.kept, other.kept)._asdict(),
-    }
     return {
-        name: {"value": float(value), "standard_error": float(error)}
-        for name, (value, error) in numbers.items()
+        "frechet_distance": frechet_distance(reference.statistics, other.statistics),
+        "kernel_distance": kernel_distance(reference.kept, other.kept, seed=seed),
+        **manifold(reference.kept, other.kept)._asdict(),
     }
 
 
@@ -74,27 +79,21 @@ def features_of_real(
       batches: of those images.
       cache: folder, made if missing.
     """
-    digest = hashlib.sha256(
-        f"{features.name} {features.digest} {images.shape[1:]}".encode()
-    )
+    digest = hashlib.sha256(f"{features.digest} {images.shape[1:]}".encode())
     for start in range(0, len(chosen), READ_AT_ONCE):
         digest.update(images.read(chosen[start : start + READ_AT_ONCE]))
-    path = cache.expanduser() / f"{digest.hexdigest()[:32]}.npz"
+    path = cache.expanduser() / f"{features.name}_{digest.hexdigest()[:32]}.npz"
     found = FeatureSet(features.size)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found.kept = arrays["kept"]
-            found.statistics = GaussianStatistics.from_arrays(arrays)
+    if path.exists():
+        try:
+            arrays = read_arrays(path)
+            found.statistics = FeatureStatistics.from_arrays(arrays)
+            found.keep(arrays["kept"])
             return found
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        path.unlink()  # half a file, or of another version
-    found = FeatureSet(features.size)
+        except (InputError, KeyError):
+            found = FeatureSet(features.size)  # damaged, or of another version
+    check_writable(path)
     for rows in extract(batches):
         found.add(rows["features"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unnamed = path.with_suffix(".tmp.npz")
-    np.savez(unnamed, kept=found.kept, **found.statistics.to_arrays())
-    unnamed.replace(path)
+    write_arrays(path, {"kept": found.kept, **found.statistics.arrays()})
     return found

@@ -115,7 +115,7 @@ CACHE_DIR = flags.DEFINE_string(
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Of a trained model: where its data are, if they were moved."
 )
-STEPS = flags.DEFINE_integer("steps", None, "train_features: of the training.", 1)
+STEPS = flags.DEFINE_integer("steps", 1000, "train_features: of the training.", 1)
 
 
 PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
@@ -162,6 +162,7 @@ def main(argv: list[str]) -> None:
             "describe": _describe,
             "prepare": _prepare,
             "evaluate": _evaluate,
+            "train_features": _train_features,
             **dict.fromkeys(PICTURES, _generate),
         }
         dispatch[MODE.value]()
@@ -288,6 +289,20 @@ def _evaluate() -> None:
         SEED.value,
     )
     evaluate(_workdir(), options, Console())
+
+
+def _train_features() -> None:
+    """Checks the flags of this mode and dispatches."""
+    from rich.console import Console
+
+    from gamix_jax.data import open_images
+    from gamix_jax.features import train_classifier
+
+    if FEATURES_FILE.value is None:
+        raise InputError("--features_file=FILE.npz is missing; name the file to write.")
+    train, test = (open_images(CONFIG.value.data, split) for split in ("train", "test"))
+    out = Path(FEATURES_FILE.value).expanduser()
+    train_classifier(train, test, out, Console(), STEPS.value, seed=SEED.value)
 
 
 def _generate() -> None:

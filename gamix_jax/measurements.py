@@ -12,12 +12,13 @@ import numpy as np
 from gamix_jax import data, passes
 from gamix_jax.feature_sets import FeatureSet, compare, features_of_real
 from gamix_jax.features import open_features
-from gamix_jax.metrics.averages import Averages, Number
-from gamix_jax.metrics.detection import detection
+from gamix_jax.metrics.averages import Averages
+from gamix_jax.metrics.detection import Detection, detection
+from gamix_jax.metrics.estimate import Estimate
 from gamix_jax.metrics.latents import accuracy_by_labels, sliced_wasserstein
 from gamix_jax.parallel import map_over_devices, replicate
 from gamix_jax.run_images import MOST_IMAGES, choose, open_other_images, open_run_images
-from gamix_jax.sampling import LatentSampler
+from gamix_jax.sampling import LatentSampler, fit_sampler, prior_sampler
 from gamix_jax.state import make_models
 from gamix_jax.steps import averaged_variables, make_steps
 from gamix_jax.trained import load
@@ -102,7 +103,9 @@ class Evaluation:
         self.features = None
         if options.features:
             self.features = open_features(
-                options.features, Path(options.features_file), model.image_shape
+                options.features,
+                Path(options.features_file).expanduser(),
+                *model.image_shape[1:],
             )
             self.extract = passes.over_devices(
                 partial(passes.extract_features, self.features), self.features.variables
@@ -124,12 +127,12 @@ class Evaluation:
         found = FeatureSet(self.features.size) if wanted else None
         chosen = self.chosen[split]
         for rows in self.encode(self.batches(self.images[split], chosen)):
-            levels = rows.pop("reconstruction")
+            levels, z, index = (rows.pop(x) for x in ("reconstruction", "z", "index"))
             if found is not None:
                 self.add_features(found, levels)
             if kept < MOST_IMAGES:
-                codes.append([rows[name] for name in ("mean", "z", "index")])
-                kept += len(levels)
+                codes.append((rows["mean"], z, index))
+                kept += len(index)
             averages.add(rows)
         mean, z, index = (np.concatenate(x) for x in zip(*codes, strict=True))
         return Coded(averages, mean, z, index, found)
@@ -141,30 +144,20 @@ class Evaluation:
 
     def measure_images(
         self, coded: Coded, samplers: dict[str, LatentSampler]
-    ) -> dict[str, dict[str, Number]]:
+    ) -> dict[str, dict[str, Estimate]]:
         """Samples and reconstructions, with training images as a measure of what to expect, against the held-out images."""
-        number = coded.averages.number
+        estimate = coded.averages.estimate
         rows = {
-            "held-out images": {"sharpness": number("sharpness")},
+            "held-out images": {"sharpness": estimate("sharpness")},
             "training images": {},
             "reconstructions": {
-                "sharpness": number("reconstruction_sharpness"),
-                **{name: number(name) for name in ("squared_error", "psnr", "ssim")},
+                "sharpness": estimate("reconstruction_sharpness"),
+                **{name: estimate(name) for name in ("squared_error", "psnr", "ssim")},
             },
         }
         real = {}
         if self.features:
-            real = {
-                split: features_of_real(
-                    self.images[split],
-                    self.chosen[split],
-                    self.features,
-                    self.extract,
-                    self.batches(self.images[split], self.chosen[split]),
-                    self.options.cache,
-                )
-                for split in ("test", "train")
-            }
+            real = {split: self.real_features(split) for split in ("test", "train")}
             rows["training images"] |= self.compared(real, real["train"])
             rows["reconstructions"] |= self.compared(real, coded.reconstructions)
         for name, sampler in samplers.items():
@@ -174,14 +167,33 @@ class Evaluation:
                 if found is not None:
                     self.add_features(found, sampled.pop("image"))
                 averages.add({"sharpness": sampled["sharpness"]})
-            rows[f"samples, {name}"] = {"sharpness": averages.number("sharpness")}
+            rows[f"samples, {name}"] = {"sharpness": averages.estimate("sharpness")}
             if found is not None:
                 rows[f"samples, {name}"] |= self.compared(real, found)
         return {name: row for name, row in rows.items() if row}
 
+    def real_features(self, split: str) -> FeatureSet:
+        """Of the images chosen of a split."""
+        images, chosen = self.images[split], self.chosen[split]
+        return features_of_real(
+            images,
+            chosen,
+            self.features,
+            self.extract,
+            self.batches(images, chosen),
+            self.options.cache,
+        )
+
+    def samplers(self, coded: Coded) -> dict[str, LatentSampler]:
+        """The prior, and a mixture fitted to the codes of training images."""
+        return {
+            "prior": prior_sampler(self.model.prior),
+            "fitted mixture": fit_sampler(coded.z, self.options.seed),
+        }
+
     def compared(
         self, real: dict[str, FeatureSet], found: FeatureSet
-    ) -> dict[str, Number]:
+    ) -> dict[str, Estimate]:
         """Against the held-out images."""
         return compare(real["test"], found, self.options.seed)
 
@@ -222,7 +234,7 @@ class Evaluation:
 
     def measure_likelihood(
         self, scale: float, fitted: LatentSampler
-    ) -> tuple[dict[str, Number], dict[str, dict]]:
+    ) -> tuple[dict[str, Estimate], dict[str, Detection]]:
         """The evidence of held-out images, and how well each score tells other images from them."""
         score = passes.over_devices(
             partial(self.score, self.options.likelihood_samples),
@@ -241,7 +253,7 @@ class Evaluation:
                 / (math.log(2.0) * math.prod(self.model.image_shape)),
             }
         )
-        result = {name: averages.number(name) for name in averages.names}
+        result = {name: averages.estimate(name) for name in averages.names}
         if self.other is None:
             return result, {}
         outside = _joined(

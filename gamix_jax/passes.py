@@ -17,6 +17,7 @@ from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.steps import AXIS, scale_images, to_levels
 
 Batch = dict[str, np.ndarray]
+MOST_PSNR = 100.0  # dB
 
 
 def over_devices(
@@ -31,8 +32,8 @@ def over_devices(
 
     Returns:
       A function of batches, all of one size that the devices divide, each with an int32
-      "index" that is -1 for padding; it gives the results for the other rows, batch by
-      batch.
+      "index" that is -1 for padding; it gives the results for the other rows, with their
+      index, batch by batch.
     """
 
     def gathered(arguments: Any, batch: dict[str, jax.Array]) -> tuple:
@@ -44,6 +45,7 @@ def over_devices(
     def run(batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
             rows, index = jax.device_get(mapped(arguments, put_on_devices(batch)))
+            rows |= {"index": index}
             yield {name: x[index >= 0] for name, x in rows.items()}
 
     return run
@@ -72,9 +74,8 @@ def encode_images(
       batch: "image", uint8 [n, H, W, C], and "index", which seeds each image's noise.
 
     Returns:
-      mean and variance [n, D] of the posterior, a draw z [n, D] and the weightiest component
-      [n]; draw_error [n], the mean absolute error from that draw; image and
-      reconstruction, uint8; squared_error, psnr (dB), ssim, sharpness and
+      mean and variance [n, D] of the posterior and a draw z [n, D]; draw_error [n], the mean
+      absolute error from that draw; reconstruction, uint8; squared_error, psnr (dB), ssim, sharpness and
       reconstruction_sharpness [n].
     """
     apply = partial(autoencoder.apply, arguments["variables"])
@@ -93,12 +94,11 @@ def encode_images(
         "mean": mean,
         "variance": variance,
         "z": z,
-        "component": jnp.argmax(posterior.logits, axis=-1),
         "draw_error": jnp.mean(jnp.abs(images - decoded[0]), axis=(1, 2, 3)),
-        "image": batch["image"],
         "reconstruction": levels,
         "squared_error": image_metrics.squared_error(images, reconstruction),
-        "psnr": image_metrics.psnr(images, reconstruction),
+        # Of equal images it is infinite.
+        "psnr": jnp.minimum(image_metrics.psnr(images, reconstruction), MOST_PSNR),
         "ssim": image_metrics.ssim(images, reconstruction),
         "sharpness": image_metrics.laplacian_variance(images),
         "reconstruction_sharpness": image_metrics.laplacian_variance(reconstruction),

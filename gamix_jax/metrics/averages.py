@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-Number = dict[str, float]  # its "value" and "standard_error"
+from gamix_jax.metrics.estimate import Estimate
 
 
 class Averages:
@@ -36,7 +36,7 @@ class Averages:
         """The variance of all rows."""
         return np.maximum(self._squares[name] / self.count - self.mean(name) ** 2, 0.0)
 
-    def number(self, name: str) -> Number:
+    def estimate(self, name: str) -> Estimate:
         """The mean of a scalar and its standard error."""
         error = math.sqrt(float(self.variance(name)) / max(self.count - 1, 1))
-        return {"value": float(self.mean(name)), "standard_error": error}
+        return Estimate(float(self.mean(name)), error)
