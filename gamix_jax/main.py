@@ -162,6 +162,7 @@ def main(argv: list[str]) -> None:
             "describe": _describe,
             "prepare": _prepare,
             "evaluate": _evaluate,
+            "report": _report,
             **dict.fromkeys(PICTURES, _generate),
         }
         dispatch[MODE.value]()
@@ -316,6 +317,14 @@ def _generate() -> None:
         DATA_DIR.value or "",
     )
     generate(MODE.value, _workdir(), options, Console())
+
+
+def _report() -> None:
+    from rich.console import Console
+
+    from gamix_jax.report import report
+
+    report(_workdir(), DATA_DIR.value or "", Console())
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
