@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,16 @@ class Checkpoints:
         """Waits, and ends Orbax's threads."""
         self.wait()
         self._manager.close()
+
+
+def saved_at(workdir: Path, step: int) -> datetime | None:
+    """When a checkpoint was written, as Orbax noted in it; None where it did not."""
+    path = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+    try:
+        nanoseconds = json.loads(path.read_text())["commit_timestamp_nsecs"]
+        return datetime.fromtimestamp(nanoseconds / 1e9).astimezone()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_room(folder: Path, state: TrainState) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+TILE = 48  # pixels that small images are enlarged to, at least
 
-def image_grid(images: np.ndarray, columns: int, tile: int = 48) -> Image.Image:
+
+def image_grid(images: np.ndarray, columns: int, tile: int = TILE) -> Image.Image:
     """Images side by side.
 
     Args:

@@ -1,6 +1,7 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard event files and the terminal."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -81,6 +82,21 @@ def _event(step: int, values: dict[str, float]) -> Event:
     return Event(wall_time=time.time(), step=step, summary=Summary(value=points))
 
 
+def read_metrics(workdir: Path, step: int) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl up to a step, of training and of evaluations, in order; what is damaged or not finite is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        }
+        for line in lines
+        if _step_of(line) <= step
+    ]
+
+
 def holds_evaluation(workdir: Path, step: int) -> bool:
     """Whether metrics.jsonl has the evaluation of a step."""
     path = workdir / "metrics.jsonl"
@@ -90,7 +106,7 @@ def holds_evaluation(workdir: Path, step: int) -> bool:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # half a line, written as the run was cut off
 

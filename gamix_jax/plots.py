@@ -1,5 +1,6 @@
 """Charts of numbers, drawn by Matplotlib: no model code."""
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 MOST_COLOURED = 20  # classes with a colour of their own
+TRAINING, HELD_OUT = "#31688e", "#d1603d"  # colours of curves
 
 
 def latent_map(
@@ -94,6 +96,74 @@ def aggregate_against_normal(z: np.ndarray, most: int = 16) -> Figure:
     for axes in grid.ravel()[len(chosen) :]:
         axes.set_axis_off()
     return figure
+
+
+def training_curve(
+    training: np.ndarray, held_out: np.ndarray, last_step: int
+) -> Figure:
+    """One term over the steps, as small as it can be read; logarithmic where it spans much.
+
+    Args:
+      training: [n, 2], steps and values of training batches; may be empty.
+      held_out: [n, 1 + m], steps and values of evaluations; m = 2 are the lower and the
+        upper end of a bracket. May be empty.
+      last_step: where the axis ends.
+    """
+    figure = Figure(figsize=(3.2, 1.9), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*training.T, color=TRAINING, linewidth=1.3)
+    steps, *ends = held_out.T
+    if len(ends) == 2:
+        axes.fill_between(steps, *ends, color=HELD_OUT, alpha=0.3, linewidth=0)
+    for values in ends:
+        axes.plot(
+            steps,
+            values,
+            "o-",
+            color=HELD_OUT,
+            linewidth=1,
+            markersize=3,
+            clip_on=False,
+        )
+    values = np.concatenate([training[:, 1], *ends])
+    if values.min() > 0 and values.max() > 50 * values.min():
+        axes.set_yscale("log")
+    axes.set_xlim(0, last_step)
+    axes.margins(y=0.08)
+    if np.ptp(values) == 0 and values[0]:
+        axes.set_ylim(*sorted((0.0, 1.25 * values[0])))
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("0.6")
+    axes.tick_params(labelsize=7, colors="0.3", which="both", length=2)
+    axes.locator_params(axis="x", nbins=5)
+    return figure
+
+
+def variance_by_dimension(within: np.ndarray, between: np.ndarray) -> Figure:
+    """Variance of the aggregate posterior by dimension, most informative first: between the images' means, and within their posteriors; both [D]."""
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    order = np.argsort(-between)
+    places = np.arange(len(order))
+    axes.bar(places, between[order], label="between images", color=TRAINING)
+    axes.bar(places, within[order], bottom=between[order], label="within", color="0.75")
+    axes.axhline(1.0, color="black", linewidth=1, linestyle="--", label="N(0, I)")
+    if len(order) <= 32:
+        axes.set_xticks(places, order)
+    axes.set_xlabel("dimension")
+    axes.set_ylabel("variance")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def svg(figure: Figure) -> bytes:
+    """The chart as SVG, the same every time, letters as outlines."""
+    content = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "gamix_jax"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
 
 
 def save_plot(figure: Figure, path: Path) -> None:

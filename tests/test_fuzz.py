@@ -16,7 +16,7 @@ from PIL import Image
 from test_data import data_config
 from test_main import ROOT
 
-from gamix_jax import main
+from gamix_jax import flags as gamix_flags
 from gamix_jax.config import check_config, flatten
 from gamix_jax.data import open_images
 from gamix_jax.errors import InputError
@@ -137,12 +137,12 @@ def odd_values(rng, value):
 
 
 def parsed(argument):
-    """The configuration that a command line gives, by the flags of `main`."""
+    """The configuration that a command line gives, by our flags."""
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values)
     line = ["main", f"--config={ROOT / 'configs/digits.py'}", argument]
     with mock.patch.object(sys, "argv", line):  # ml_collections looks there
-        main.parse_flags(line, values)
+        gamix_flags.parse_flags(line, values)
     return config.value
 
 
