@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 MOST_COLOURED = 20  # classes with a colour of their own
 TRAINING, HELD_OUT = "#31688e", "#d1603d"  # colours of curves
@@ -34,7 +35,9 @@ def latent_map(
         )
         perplexity = min(30.0, (len(codes) - 1) / 3)
         near = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
-        maps = {"principal components": plane, "t-SNE": near.fit_transform(codes)}
+        # Its threads wait for each other 1,000 times: on busy cores six times as long as one.
+        with threadpool_limits(1, "openmp"):
+            maps = {"principal components": plane, "t-SNE": near.fit_transform(codes)}
     else:
         maps = {"z": np.pad(codes, ((0, 0), (0, 2 - codes.shape[1])))}
     shown = np.unique(groups)[:MOST_COLOURED]
