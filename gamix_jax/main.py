@@ -221,7 +221,7 @@ def _generate() -> None:
 def _report() -> None:
     from rich.console import Console
 
-    from gamix_jax.report import report
+    from gamix_jax.report.page import report
 
     report(_workdir(), flags.DATA_DIR.value or "", Console())
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from io import BytesIO, StringIO
 
@@ -11,16 +12,20 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from test_steps import tiny_config
-from test_train import small_run
 
-from gamix_jax import report as report_module
 from gamix_jax.errors import InputError
 from gamix_jax.logs import read_metrics
-from gamix_jax.report import configuration, key_numbers, render, report, weighted_terms
-from gamix_jax.report_curves import draw_curves, panels
-from gamix_jax.report_pictures import Picture, Pictures, embed
-from gamix_jax.report_tables import evaluation_sections, read_evaluation, shown
-from gamix_jax.train import train
+from gamix_jax.report import page as report_module
+from gamix_jax.report.curves import draw_curves, panels
+from gamix_jax.report.page import (
+    configuration,
+    key_numbers,
+    render,
+    report,
+    weighted_terms,
+)
+from gamix_jax.report.pictures import Picture, Pictures, embed
+from gamix_jax.report.tables import evaluation_sections, read_evaluation, shown
 
 HOSTILE = "<script>alert('x')</script> & \"run\""
 
@@ -102,10 +107,10 @@ def needs_nothing(content):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Two steps of a small run, and its report."""
+def run(digits_run, tmp_path_factory):
+    """A small run, and its report."""
     workdir = tmp_path_factory.mktemp("runs") / "small & <b>"
-    train(small_run(train__steps=2), workdir)
+    shutil.copytree(digits_run, workdir)
     written = StringIO()
     path = report(workdir, "", Console(file=written, width=80))
     return workdir, path, written.getvalue()

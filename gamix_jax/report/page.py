@@ -23,9 +23,9 @@ from gamix_jax.errors import InputError
 from gamix_jax.figures import TILE
 from gamix_jax.logs import read_metrics
 from gamix_jax.pods import software
-from gamix_jax.report_curves import draw_curves
-from gamix_jax.report_pictures import data_uri, make_pictures
-from gamix_jax.report_tables import evaluation_sections, read_evaluation, shown, signed
+from gamix_jax.report.curves import draw_curves
+from gamix_jax.report.pictures import data_uri, make_pictures
+from gamix_jax.report.tables import evaluation_sections, read_evaluation, shown, signed
 from gamix_jax.run_images import open_run_images
 from gamix_jax.trained import TrainedModel, load
 
@@ -82,7 +82,7 @@ def _explained(workdir: Path) -> Iterator[None]:
 def render(values: dict[str, Any]) -> str:
     """The page of what `contents` gives; whatever is text there is text in the page."""
     environment = Environment(
-        loader=PackageLoader("gamix_jax", "."),
+        loader=PackageLoader("gamix_jax.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,1 @@
+"""`--mode=report`: one page about a trained model."""
