@@ -359,10 +359,13 @@ def test_key_numbers_are_those_measured():
         },
         {"step": 4, "kl": 0.5},
     ]
+    assert key_numbers(config, lines, None)[0] == (
+        *("PSNR of the mean squared error, dB", "18.0"),
+    )
     assert key_numbers(config, lines, evaluation()) == [
         ("Fréchet distance of samples", "12.35 ± 0.21"),
         ("bits per dimension", "5.665 ± 0.047"),
-        ("PSNR of reconstructions, dB", "18.0"),
+        ("PSNR of reconstructions, dB", "18.03 ± 0.14"),
         ("KL(q(z) ‖ N(0, I)), nats", "4.77 to 5.00"),  # 5.005 is below 5.005 in binary
     ]
 

@@ -212,9 +212,11 @@ def key_numbers(
             numbers.append(("Fréchet distance of samples", distance))
         bits = shown(evaluation["likelihood"]["bits_per_dimension"])
         numbers.append(("bits per dimension", bits))
-    if last:
-        decibels = f"{last['test/psnr']:#.3g}"
+        decibels = shown(evaluation["images"]["reconstructions"]["psnr"])
         numbers.append(("PSNR of reconstructions, dB", decibels))
+    elif last:
+        decibels = f"{last['test/psnr']:#.3g}"
+        numbers.append(("PSNR of the mean squared error, dB", decibels))
     ends = [last.get(f"test/aggregate_kl_{side}") for side in ("lower", "upper")]
     if None not in ends:
         bracket = " to ".join(f"{end:#.3g}" for end in ends)
