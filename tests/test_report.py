@@ -4,7 +4,9 @@ import base64
 import json
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
+from importlib.metadata import version
 from io import BytesIO, StringIO
 
 import numpy as np
@@ -18,6 +20,7 @@ from gamix_jax.logs import read_metrics
 from gamix_jax.report import page as report_module
 from gamix_jax.report.curves import draw_curves, panels
 from gamix_jax.report.page import (
+    code_version,
     configuration,
     key_numbers,
     render,
@@ -164,7 +167,8 @@ def test_what_cannot_be_written_is_one_sentence(run, monkeypatch):
     def touch(self):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(report_module, "make_pictures", refuse)
+    monkeypatch.setattr(report_module, "load", lambda workdir: None)
+    monkeypatch.setattr(report_module, "contents", refuse)
     monkeypatch.setattr(report_module.Path, "touch", touch)
     with pytest.raises(InputError, match=r"report\.html cannot be written \(Perm"):
         report(workdir, "", Console(quiet=True))
@@ -382,14 +386,14 @@ def test_only_changed_keys_are_marked():
 
 
 def test_wide_pictures_are_reduced(tmp_path):
-    """To 1,320 pixels, animations to 640, in proportion; all frames stay."""
-    levels = np.random.default_rng(0).integers(0, 256, (3, 10, 2640, 3), np.uint8)
+    """To 960 pixels, animations to 640, in proportion; all frames stay, and charts as they are."""
+    levels = np.random.default_rng(0).integers(0, 256, (3, 15, 1920, 3), np.uint8)
     frames = [Image.fromarray(x) for x in levels]
     frames[0].save(tmp_path / "wide.png")
     frames[0].save(
         tmp_path / "wide.gif", save_all=True, append_images=frames[1:], duration=80
     )
-    for name, size, count in (("wide.png", (1320, 5), 1), ("wide.gif", (640, 2), 3)):
+    for name, size, count in (("wide.png", (960, 8), 1), ("wide.gif", (640, 5), 3)):
         picture = embed(tmp_path / name)
         assert (picture.width, picture.height) == size
         with Image.open(
@@ -398,3 +402,32 @@ def test_wide_pictures_are_reduced(tmp_path):
             assert reduced.size == size
             assert getattr(reduced, "n_frames", 1) == count
             assert reduced.info.get("duration", 80) == 80
+    (tmp_path / "latent").mkdir()
+    frames[0].save(tmp_path / "latent/chart.png")
+    assert embed(tmp_path / "latent/chart.png").width == 1920
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_code_is_told_by_its_commit(tmp_path, monkeypatch):
+    """And by the version installed where it lies in no checkout, or is not part of one."""
+
+    def git(*arguments):
+        identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    code = tmp_path / "report.py"
+    code.write_text("")
+    monkeypatch.setattr(report_module, "__file__", str(code))
+    installed = f"gamix-jax {version('gamix-jax')}, installed"
+    assert code_version() == installed
+    git("init", "--quiet")
+    assert code_version() == installed
+    git("add", "report.py")
+    git("commit", "--quiet", "--message=x")
+    commit = git("rev-parse", "HEAD")
+    assert code_version() == f"git commit {commit}"
+    code.write_text("changed")
+    assert code_version() == f"git commit {commit} with changes since"

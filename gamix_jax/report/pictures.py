@@ -13,8 +13,9 @@ from gamix_jax.errors import InputError
 from gamix_jax.generate import MAPPED, MODES, Options, Task
 from gamix_jax.trained import TrainedModel
 
-# Pixels; wider ones are reduced, or a report of large photos could not be sent.
-WIDEST = 1_320
+# Pixels; wider ones are reduced, or a report of large photos could not be sent. A page
+# shows two side by side, each at most half as wide.
+WIDEST = 960
 WIDEST_ANIMATION = 640
 
 
@@ -87,13 +88,13 @@ def make_pictures(model: TrainedModel, data_dir: str, console: Console) -> Pictu
 
 
 def embed(path: Path) -> Picture:
-    """A PNG or a GIF as a data URI, reduced if it is too wide."""
+    """A PNG or a GIF as a data URI; images, but not charts, are reduced if too wide."""
     with Image.open(path) as picture:
         moves = getattr(picture, "is_animated", False)
         widest = WIDEST_ANIMATION if moves else WIDEST
         width, height = picture.size
         content = path.read_bytes()
-        if width > widest:
+        if width > widest and path.parent.name != "latent":
             width, height = widest, round(height * widest / width)
             content = _reduce(picture, (width, height))
     kind = path.suffix[1:]
