@@ -228,8 +228,9 @@ def latent(task: Task) -> None:
         groups["label"] = labels[chosen]
     if model.config.model.components > 1 or not groups:
         groups["component"] = np.argmax(posterior.logits, axis=-1)
+    maps = plots.in_two_dimensions(mean, task.options.seed)
     for meaning, of_image in groups.items():
-        chart = plots.latent_map(mean, of_image, meaning, task.options.seed)
+        chart = plots.latent_map(maps, of_image, meaning)
         plots.save_plot(chart, task.out / f"map_by_{meaning}.png")
     within = np.exp(np.asarray(posterior.log_var)).reshape(-1, model.latent_size)
     target = model.config.objective.collapse_target

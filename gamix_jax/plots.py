@@ -14,39 +14,38 @@ MOST_COLOURED = 20  # classes with a colour of their own
 TRAINING, HELD_OUT = "#31688e", "#d1603d"  # colours of curves
 
 
-def latent_map(
-    codes: np.ndarray, groups: np.ndarray, meaning: str, seed: int = 0
-) -> Figure:
-    """Codes in two dimensions, by principal components and by t-SNE, coloured by group.
+def in_two_dimensions(codes: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Codes [N, D], N at least 3, by principal components and by t-SNE (van der Maaten and Hinton 2008): titles and points [N, 2]; those of at most two dimensions as they are."""
+    if codes.shape[1] <= 2:
+        return {"z": np.pad(codes, ((0, 0), (0, 2 - codes.shape[1])))}
+    principal = PCA(2, random_state=seed).fit(codes)
+    explained = principal.explained_variance_ratio_.sum()
+    perplexity = min(30.0, (len(codes) - 1) / 3)
+    near = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+    # Its threads wait for each other 1,000 times: on busy cores six times as long as one.
+    with threadpool_limits(1, "openmp"):
+        return {
+            f"principal components ({explained:.0%} of the variance)": principal.transform(
+                codes
+            ),
+            "t-SNE": near.fit_transform(codes),
+        }
+
+
+def latent_map(maps: dict[str, np.ndarray], groups: np.ndarray, meaning: str) -> Figure:
+    """Codes in two dimensions, coloured by group.
 
     Args:
-      codes: [N, D], N at least 3.
+      maps: titles and points [N, 2], of `in_two_dimensions`.
       groups: [N], integers.
       meaning: what the groups are, such as "label".
-      seed: of t-SNE.
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
-    variance = None
-    if codes.shape[1] > 2:
-        principal = PCA(2, random_state=seed).fit(codes)
-        plane, variance = (
-            principal.transform(codes),
-            principal.explained_variance_ratio_,
-        )
-        perplexity = min(30.0, (len(codes) - 1) / 3)
-        near = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
-        # Its threads wait for each other 1,000 times: on busy cores six times as long as one.
-        with threadpool_limits(1, "openmp"):
-            maps = {"principal components": plane, "t-SNE": near.fit_transform(codes)}
-    else:
-        maps = {"z": np.pad(codes, ((0, 0), (0, 2 - codes.shape[1])))}
     shown = np.unique(groups)[:MOST_COLOURED]
     colours = matplotlib.colormaps["tab20" if len(shown) > 10 else "tab10"]
     for axes, (title, points) in zip(
         np.atleast_1d(figure.subplots(1, len(maps))), maps.items(), strict=True
     ):
-        if variance is not None and title != "t-SNE":
-            title += f" ({variance.sum():.0%} of the variance)"
         axes.set_title(title)
         axes.set_xticks([])
         axes.set_yticks([])

@@ -321,6 +321,7 @@ def test_a_learned_prior_is_scored_by_its_own_density(problem, wide):
     assert abs(np.mean(found) - evidence) < 4 * spread + 1e-3
 
 
+@pytest.mark.slow
 def test_the_example_in_docs():
     """docs/mixture.md: x ~ N(0, 2 I), so log p(x) is known."""
     text = (Path(__file__).parents[1] / "docs" / "mixture.md").read_text()
@@ -403,6 +404,7 @@ def fit_two_modes(components, x, noise=0.3):
     return q, np.asarray(elbo(q, jax.random.key(1), 20_000), np.float64)
 
 
+@pytest.mark.slow
 def test_two_components_find_both_modes_and_one_misses_one():
     x, noise = np.array([1.2, 1.6, 2.0], np.float32), 0.3
     grid = np.linspace(-8, 8, 16_001)

@@ -64,6 +64,7 @@ def test_a_published_set_is_prepared_for_its_configuration(tmp_path):
     assert len(open_images(config.data, "test")) == 40
 
 
+@pytest.mark.slow
 def test_describe_counts_the_author_s_parameters():
     """DESIGN.md section 2: 9,908,140 + 24,326 and 411,075 + 1,026; one step is about 547 GFLOP an image."""
     result = gamix("--config=configs/celeba_hq.py:author", "--mode=describe")

@@ -152,6 +152,7 @@ def test_an_accepted_change_is_said_and_becomes_the_run_s(tmp_path, capsys):
         train(first, tmp_path)
 
 
+@pytest.mark.slow
 def test_no_more_checkpoints_than_asked_for(tmp_path):
     train(
         small_run(
