@@ -1,7 +1,9 @@
 """`--mode=evaluate`: what a trained model is worth, in one file, in tables and in TensorBoard."""
 
 import json
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from gamix_jax.data.images import FILTER
+from gamix_jax.errors import InputError, make_folder
 from gamix_jax.feature_sets import MOST_KEPT
 from gamix_jax.likelihood import ELBO_SAMPLES
 from gamix_jax.logs import write_scalars
 from gamix_jax.measurements import SCORED_IMAGES, Evaluation, Options
-from gamix_jax.run_images import MOST_IMAGES
+from gamix_jax.sampling import FITTED_COMPONENTS
 
 FILE = "evaluation.json"
 TITLES = {
@@ -39,14 +42,20 @@ def evaluate(workdir: Path, options: Options, console: Console) -> dict[str, Any
       console: for the tables.
 
     Returns:
-      What the file holds: "step", "protocol" (how each number was made), "images",
+      What the file holds: "step", "count" (images of each kind), "protocol" (how each number was made), "images",
       "likelihood", "latent" and "anomaly".
 
     Raises:
       InputError: as `Evaluation`.
     """
     evaluation = Evaluation(workdir, options)
+    make_folder(workdir, "workdir")
     result = _jsonable(measure(evaluation))
+    bad = [name for name, x in _scalars("", result) if not math.isfinite(x)]
+    if bad:
+        raise InputError(
+            f"Not finite: {', '.join(bad)}; the model has diverged, go back to an earlier one."
+        )
     path = workdir / FILE
     unnamed = path.with_suffix(".new")
     unnamed.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -67,6 +76,7 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     )
     return {
         "step": int(evaluation.model.state.step),
+        "count": len(evaluation.chosen["test"]),
         "protocol": protocol(evaluation),
         "images": evaluation.measure_images(coded["test"], samplers),
         "likelihood": likelihood | {"scale": scale},
@@ -78,7 +88,8 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
 def protocol(evaluation: Evaluation) -> dict[str, str]:
     """How the numbers were made, in words, by section."""
     config, options = evaluation.model.config, evaluation.options
-    counts = {split: len(chosen) for split, chosen in evaluation.chosen.items()}
+    held_out, other = (len(evaluation.chosen.get(x, ())) for x in ("test", "other"))
+    coded = len(evaluation.chosen["train"])
     features = "none, so neither distances nor precision"
     if evaluation.features:
         features = (
@@ -88,33 +99,43 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
     prior = "N(0, I)" if config.model.prior == "normal" else config.model.prior
     return {
         "images": (
-            f"{counts['test']:,} held-out images of {config.data.source} {config.data.name} "
-            f"at {config.data.size}x{config.data.size}x{config.data.channels} (crop {config.data.crop}, "
-            f"{FILTER}) are the reference; as many reconstructions (the decoder's mean at the mean of the "
-            f"weightiest component) and samples, {counts['train']:,} training images; averaged weights "
-            f"(EMA), rounded to levels. Features: {features}; what compares images in pairs takes the "
-            f"first {MOST_KEPT:,}. PSNR is averaged over images (what training logs is that of the mean "
-            f"squared error). Prior: {prior}. Fitted mixture: Gaussians fitted to one draw of z from "
-            "each training image. Standard errors: of means over images; Frechet by "
-            "leaving out one of ten blocks; kernel over subsets; precision to coverage with "
-            "the neighbourhoods held fixed."
+            f"{held_out:,} held-out images of {config.data.name or config.data.source} at "
+            f"{config.data.size}x{config.data.size}x{config.data.channels} (crop {config.data.crop}, {FILTER}), chosen at "
+            "random, are the reference for as many reconstructions (the decoder's mean at the mean of "
+            "the weightiest component), samples and, as a measure of what to expect at best, training "
+            "images (as many, or all). Averaged weights (EMA), rounded to levels, seed "
+            f"{options.seed}. Features: {features}. The Frechet distance is biased upwards, the more the fewer "
+            "images; the kernel distance is not (100 subsets of at most 1,000), but downwards for "
+            "reconstructions, which are paired with the reference; precision and recall "
+            f"have k = 3, density and coverage k = 5; what compares images in pairs takes the first {MOST_KEPT:,}. SSIM: "
+            "Gaussian window of 11 pixels or as many as there are. PSNR is averaged over images (what "
+            f"training logs is that of the mean squared error). Prior: {prior}. Fitted mixture: up to "
+            f"{FITTED_COMPONENTS} Gaussians fitted to one draw of z from each of {coded:,} training images. Standard "
+            "errors: of means over images; Frechet by leaving out one of ten blocks; kernel of "
+            "images and subsets; precision to coverage with the neighbourhoods held fixed."
         ),
         "likelihood": (
-            f"Discretised Laplace over the 256 levels of each pixel and channel (an exact probability, no "
-            "dequantisation), one scale, the mean absolute error of training images. "
-            f"log_prob: importance sampling, {options.likelihood_samples} draws from the posterior; ELBO: "
-            f"{ELBO_SAMPLES} draws; nats, of the first {SCORED_IMAGES:,} held-out images; bits_per_dimension "
-            "is -log_prob / (H W C log 2)."
+            "Discretised Laplace over the 256 levels of each pixel and channel (an exact probability, no "
+            "dequantisation), one scale, the mean absolute error of training images reconstructed from "
+            f"one draw. log_prob: importance sampling, {options.likelihood_samples} draws from the posterior, in expectation a "
+            "lower bound (so bits_per_dimension an upper one), whose gap the standard error leaves "
+            f"out and more draws narrow; ELBO: {ELBO_SAMPLES} draws; nats, of {min(held_out, SCORED_IMAGES):,} held-out images. "
+            "bits_per_dimension is -log_prob / (H W C log 2)."
         ),
         "latent": (
             "Of the held-out images; distances are to N(0, I). The bracket and the information "
-            "are of the first bounded_images. sliced_wasserstein: one draw an image, beside the same "
-            "for as many draws of N(0, I). accuracy: of labels from posterior means, on held-out "
-            f"images, by classifiers fitted to so many of the first {MOST_IMAGES:,} training images."
+            "are of bounded_images of them. sliced_wasserstein: one draw an image, beside the same for "
+            "as many draws of N(0, I). accuracy: of labels from posterior means on held-out images, by 5 "
+            f"nearest neighbours and logistic regression fitted to so many of {coded:,} training "
+            "images. within_variance: of one image's posterior, the spread of its components "
+            "included; between_variance: of the posterior means."
         ),
-        "anomaly": (
-            f"Held-out images against {options.ood or 'none'}, the first {SCORED_IMAGES:,} of each; "
-            "higher scores are the other images'."
+        "anomaly": "No other images were given."
+        if not other
+        else (
+            f"{min(held_out, SCORED_IMAGES):,} held-out images against {other:,} of {options.ood}, which are "
+            "positive. Scores: minus the ELBO; minus its reconstruction term; minus the log-density, "
+            "under the fitted mixture, of one draw from the posterior."
         ),
     }
 
@@ -122,7 +143,8 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
 def print_tables(result: dict[str, Any], console: Console) -> None:
     """The main numbers with their standard errors."""
     sets = result["images"]
-    table = Table("", *sets, title="Images")
+    title = f"Images, {result['count']:,} of each, step {result['step']:,}"
+    table = Table("", *sets, title=title)
     for name, title in TITLES.items():
         cells = [_shown(row.get(name), name) for row in sets.values()]
         if any(cells):
@@ -130,8 +152,9 @@ def print_tables(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     for title in ("likelihood", "latent"):
         table = Table("", title, show_header=False, title=title.capitalize())
-        for name, value in _scalars("", result[title]):
-            table.add_row(name, value if isinstance(value, str) else f"{value:.4g}")
+        for name, value in _numbers("", result[title]):
+            shown = _shown(value, name) if isinstance(value, dict) else f"{value:.4g}"
+            table.add_row(name, shown)
         console.print(table)
     if result["anomaly"]:
         table = Table("score", "AUROC", "AUPRC", title="Other images")
@@ -157,13 +180,17 @@ def _shown(number: dict[str, float] | None, name: str) -> str:
     return f"{value:.4g} ± {error:.2g}"
 
 
-def _scalars(prefix: str, tree: Any) -> Any:
-    """Every number of a nested dictionary with its name; a value with a standard error goes by the name alone."""
+def _numbers(prefix: str, tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every number of a nested dictionary with its name, alone or with its standard error."""
     for name, value in tree.items():
         path = f"{prefix}/{name}" if prefix else name
-        if isinstance(value, dict) and "value" in value:
-            yield path, value["value"]
-        elif isinstance(value, dict):
-            yield from _scalars(path, value)
-        elif isinstance(value, (int, float)):
+        if isinstance(value, dict) and "value" not in value:
+            yield from _numbers(path, value)
+        elif isinstance(value, (dict, int, float)):
             yield path, value
+
+
+def _scalars(prefix: str, tree: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The same without the standard errors."""
+    for path, value in _numbers(prefix, tree):
+        yield path, value["value"] if isinstance(value, dict) else value

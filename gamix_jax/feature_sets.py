@@ -17,6 +17,7 @@ from gamix_jax.metrics.manifold import manifold
 
 MOST_KEPT = 10_000  # features, for the measures that compare images in pairs
 READ_AT_ONCE = 1_000  # images
+VERSION = 1  # of what is kept on the disk
 
 
 class FeatureSet:
@@ -79,7 +80,7 @@ def features_of_real(
       batches: of those images.
       cache: folder, made if missing.
     """
-    digest = hashlib.sha256(f"{features.digest} {images.shape[1:]}".encode())
+    digest = hashlib.sha256(f"{VERSION} {features.digest} {images.shape[1:]}".encode())
     for start in range(0, len(chosen), READ_AT_ONCE):
         digest.update(images.read(chosen[start : start + READ_AT_ONCE]))
     path = cache.expanduser() / f"{features.name}_{digest.hexdigest()[:32]}.npz"

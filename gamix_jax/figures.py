@@ -52,7 +52,9 @@ def reconstruction_grid(
 
 
 def save_numbered(images: np.ndarray, directory: Path) -> None:
-    """Writes each of images [N, H, W, C] in [-1, 1] as DIRECTORY/00000.png and so on, as many pixels as it has."""
+    """Writes each of images [N, H, W, C] in [-1, 1] as DIRECTORY/00000.png and so on, as many pixels as it has, in place of those of before."""
+    for old in directory.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+        old.unlink()
     for number, image in enumerate(images):
         picture = image_grid(image[None], columns=1, tile=1)
         save_picture(picture, directory / f"{number:05d}.png")

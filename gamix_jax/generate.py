@@ -1,5 +1,6 @@
 """`--mode=sample|reconstruct|interpolate|traverse|latent`: what a trained model makes, as pictures and arrays."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +11,14 @@ from rich.console import Console
 
 from gamix_jax import figures, plots
 from gamix_jax.data import Images
-from gamix_jax.errors import InputError
-from gamix_jax.run_images import choose, open_run_images, read_images
+from gamix_jax.errors import NO_ROOM, InputError, make_folder
+from gamix_jax.run_images import choose, open_run_images, read_chosen, read_images
 from gamix_jax.sampling import LatentSampler, fit_sampler, prior_sampler
 from gamix_jax.steps import to_levels
-from gamix_jax.trained import BATCH, TrainedModel, load
+from gamix_jax.trained import TrainedModel, load
 
+CODED_AT_ONCE = 256  # images
+MOST_IN_GRID = 1_024  # images in one picture
 STEPS = 9  # of a walk in a grid
 FRAMES = 24  # of a walk in an animation
 MAPPED = 2_000  # images in a latent map
@@ -27,7 +30,7 @@ class Options(NamedTuple):
 
     Attributes:
       out: folder of what is made; "" is WORKDIR/MODE.
-      count: images, or pairs of them; None is the mode's own.
+      count: images, or pairs of them; None is the mode's own, or all of the user's.
       seed: of what is random.
       images: folder, zip, tar or file of the user's images; "" takes held-out ones.
       crop: of the user's images, see `data.fit_image`.
@@ -62,13 +65,14 @@ class Task(NamedTuple):
         """The run's images that it was not trained on."""
         return open_run_images(self.model.config, self.options.data_dir)["test"]
 
-    def inputs(self, count: int) -> np.ndarray:
-        """The user's images, or as many as `count` that are held out, uint8 [n, H, W, C]."""
+    def inputs(self, count: int | None, default: int) -> np.ndarray:
+        """The first of the user's images, or random held-out ones, uint8 [n, H, W, C]; `count` None takes all, or as many as `default` held-out ones."""
         if self.options.images:
             place = Path(self.options.images).expanduser()
-            return read_images(place, self.model.config.data, self.options.crop)
+            return read_images(place, self.model.config.data, self.options.crop, count)
         images = self.held_out()
-        return images.read(choose(images, count, "test"))
+        wanted = min(default, len(images)) if count is None else count
+        return read_chosen(images, choose(images, wanted, "test"))[0]
 
 
 def generate(mode: str, workdir: Path, options: Options, console: Console) -> Path:
@@ -88,7 +92,15 @@ def generate(mode: str, workdir: Path, options: Options, console: Console) -> Pa
     """
     out = Path(options.out).expanduser() if options.out else workdir / mode
     task = Task(load(workdir), options, out)
-    MODES[mode](task)
+    make_folder(out, "out")
+    try:
+        MODES[mode](task)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise InputError(
+            f"{error.filename or out} could not be written ({error.strerror}); make room."
+        ) from error
     console.print(f"Made {out}", soft_wrap=True)
     return out
 
@@ -101,9 +113,9 @@ def sample(task: Task) -> None:
     key, count = jax.random.key(options.seed), options.count or 64
     z = sampler.draw(key, count, options.temperature, options.truncation)
     images = np.asarray(model.decode(z))
-    figures.save_picture(
-        figures.image_grid(images, columns=8), task.out / "samples.png"
-    )
+    shown = images[:MOST_IN_GRID]
+    columns = max(8, math.isqrt(len(shown)))
+    figures.save_picture(figures.image_grid(shown, columns), task.out / "samples.png")
     figures.save_numbered(images, task.out / "images")
     np.savez(task.out / "samples.npz", z=z, images=to_levels(images))
 
@@ -112,27 +124,24 @@ def fit_to_run(model: TrainedModel, options: Options) -> LatentSampler:
     """A mixture fitted to one draw of z from each of the training images, at most MOST_IMAGES."""
     images = open_run_images(model.config, options.data_dir)["train"]
     chosen, key = choose(images, None, "train"), jax.random.key(options.seed)
-    draws = [
-        model.encode(images.read(chosen[i : i + BATCH])).sample(
-            jax.random.fold_in(key, i)
-        )
-        for i in range(0, len(chosen), BATCH)
-    ]
+    draws = []
+    for start in range(0, len(chosen), CODED_AT_ONCE):
+        pixels, _ = read_chosen(images, chosen[start : start + CODED_AT_ONCE])
+        posterior = model.encode(pixels)
+        draws.append(posterior.sample(jax.random.fold_in(key, start)))
     return fit_sampler(np.concatenate(draws), options.seed)
 
 
 def reconstruct(task: Task) -> None:
     """reconstructions.png, each below its original; images/, each by itself, numbered as its original in the order of the paths."""
-    inputs = task.inputs(task.options.count or 32)
+    inputs = task.inputs(task.options.count, 32)
     made = np.asarray(task.model.reconstruct(inputs))
     scaled = inputs / np.float32(127.5) - np.float32(1.0)
     columns = min(8, len(made))
-    padding = -len(made) % columns
+    shown = (x[:MOST_IN_GRID] for x in (scaled, made))
+    padding = -min(len(made), MOST_IN_GRID) % columns
     grid = figures.reconstruction_grid(
-        *(
-            np.pad(x, ((0, padding), *[(0, 0)] * 3), constant_values=1.0)
-            for x in (scaled, made)
-        ),
+        *(np.pad(x, ((0, padding), *[(0, 0)] * 3), constant_values=1.0) for x in shown),
         columns=columns,
     )
     figures.save_picture(grid, task.out / "reconstructions.png")
@@ -141,7 +150,8 @@ def reconstruct(task: Task) -> None:
 
 def interpolate(task: Task) -> None:
     """linear.png and spherical.png: a row for each pair of images, from one's latent mean to the other's; and both as GIFs."""
-    images = task.inputs(2 * (task.options.count or 8))
+    pairs = task.options.count
+    images = task.inputs(None if pairs is None else 2 * pairs, 16)
     if len(images) < 2:
         raise InputError("To interpolate, give at least two images.")
     z = np.asarray(task.model.encode(images).weightiest_mean())
@@ -184,7 +194,7 @@ def traverse(task: Task) -> None:
         raise InputError(
             f"--deviations is {options.deviations}; it must be above 0 and below 100."
         )
-    base = np.asarray(model.encode(task.inputs(1)[:1]).weightiest_mean())[0]
+    base = np.asarray(model.encode(task.inputs(1, 1)).weightiest_mean())[0]
     mean, variance = (np.asarray(x) for x in model.prior.moments())
     dimensions = np.array(options.dimensions or most_active(task), int)
     if dimensions.min() < 0 or dimensions.max() >= model.latent_size:
@@ -208,8 +218,8 @@ def traverse(task: Task) -> None:
 def most_active(task: Task) -> np.ndarray:
     """The dimensions whose posterior mean varies most over held-out images (Burda et al. 2016)."""
     images = task.held_out()
-    chosen = choose(images, None, "test")[:MAPPED]
-    mean, _ = task.model.encode(images.read(chosen)).moments()
+    pixels, _ = read_chosen(images, choose(images, None, "test")[:MAPPED])
+    mean, _ = task.model.encode(pixels).moments()
     return np.argsort(-np.var(np.asarray(mean), axis=0))[:TRAVERSED]
 
 
@@ -220,7 +230,8 @@ def latent(task: Task) -> None:
     chosen = choose(images, min(wanted, len(images)), "test")
     if len(chosen) < 3:
         raise InputError("A latent map takes at least 3 held-out images.")
-    posterior = model.encode(images.read(chosen))
+    pixels, chosen = read_chosen(images, chosen)
+    posterior = model.encode(pixels)
     mean, variance = (np.asarray(x) for x in posterior.moments())
     z = np.asarray(posterior.sample(jax.random.key(task.options.seed)))
     labels, groups = images.labels(), {}

@@ -227,4 +227,5 @@ def _report() -> None:
 
 
 if __name__ == "__main__":
+    absl_flags.adopt_module_key_flags(flags)  # for --help
     app.run(main, flags_parser=flags.parse_flags)

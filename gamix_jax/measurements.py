@@ -10,11 +10,13 @@ import jax
 import numpy as np
 
 from gamix_jax import data, passes
+from gamix_jax.errors import InputError, make_folder
 from gamix_jax.feature_sets import FeatureSet, compare, features_of_real
 from gamix_jax.features import open_features
 from gamix_jax.metrics.averages import Averages
 from gamix_jax.metrics.detection import Detection, detection
 from gamix_jax.metrics.estimate import Estimate
+from gamix_jax.metrics.frechet import BLOCKS
 from gamix_jax.metrics.latents import accuracy_by_labels, sliced_wasserstein
 from gamix_jax.parallel import map_over_devices, replicate
 from gamix_jax.run_images import MOST_IMAGES, choose, open_other_images, open_run_images
@@ -86,15 +88,23 @@ class Evaluation:
             split: choose(of_split, options.count, split)
             for split, of_split in self.images.items()
         }
+        held_out, least = len(self.chosen["test"]), 2 * BLOCKS
+        if held_out < least:
+            raise InputError(
+                f"An evaluation takes at least {least} held-out images, not {held_out}; raise --count, "
+                "or hold out more."
+            )
         self.other = None
         if options.ood:
             self.other = open_other_images(options.ood, model.config.data)
+            self.chosen["other"] = choose(self.other, SCORED_IMAGES, "other")
         devices = jax.local_device_count()
         self.batch_size = -(-model.config.train.batch_size // devices) * devices
         autoencoder, _ = make_models(model.config)
+        noise_key, self.sample_key = jax.random.split(jax.random.key(options.seed))
         self.arguments = {
             "variables": averaged_variables(model.state),
-            "key": jax.random.key(options.seed),
+            "key": noise_key,
         }
         over_devices = partial(passes.over_devices, arguments=self.arguments)
         self.encode = over_devices(partial(passes.encode_images, autoencoder))
@@ -107,6 +117,7 @@ class Evaluation:
                 Path(options.features_file).expanduser(),
                 *model.image_shape[1:],
             )
+            make_folder(options.cache.expanduser(), "cache_dir")
             self.extract = passes.over_devices(
                 partial(passes.extract_features, self.features), self.features.variables
             )
@@ -134,7 +145,9 @@ class Evaluation:
                 codes.append((rows["mean"], z, index))
                 kept += len(index)
             averages.add(rows)
-        mean, z, index = (np.concatenate(x) for x in zip(*codes, strict=True))
+        mean, z, index = (
+            np.concatenate(x)[:MOST_IMAGES] for x in zip(*codes, strict=True)
+        )
         return Coded(averages, mean, z, index, found)
 
     def add_features(self, features: FeatureSet, levels: np.ndarray) -> None:
@@ -174,7 +187,9 @@ class Evaluation:
 
     def real_features(self, split: str) -> FeatureSet:
         """Of the images chosen of a split."""
+        # As many training images: all that is compared depends on the number.
         images, chosen = self.images[split], self.chosen[split]
+        chosen = chosen[: len(self.chosen["test"])]
         return features_of_real(
             images,
             chosen,
@@ -201,7 +216,7 @@ class Evaluation:
         """As many images as are held out, from one seed."""
         count = len(self.chosen["test"])
         for start in range(0, count, DRAWN_AT_ONCE):
-            key = jax.random.fold_in(self.arguments["key"], start)
+            key = jax.random.fold_in(self.sample_key, start)
             z = np.asarray(sampler.draw(key, min(DRAWN_AT_ONCE, count - start)))
             yield from self.decode(passes.array_batches(self.batch_size, z=z))
 
@@ -223,7 +238,8 @@ class Evaluation:
             test.z, seed=self.options.seed
         )._asdict()
         labels = {split: self.images[split].labels() for split in coded}
-        if all(x is not None for x in labels.values()):
+        known = labels["train"] is not None and labels["test"] is not None
+        if known and len(np.unique(labels["train"][coded["train"].index])) > 1:
             result["accuracy"] = accuracy_by_labels(
                 *(x for s in coded for x in (coded[s].mean, labels[s][coded[s].index])),
                 seed=self.options.seed,
@@ -256,16 +272,12 @@ class Evaluation:
         result = {name: averages.estimate(name) for name in averages.names}
         if self.other is None:
             return result, {}
-        outside = _joined(
-            score(
-                self.batches(self.other, choose(self.other, None, "")[:SCORED_IMAGES])
-            )
-        )
+        outside = _joined(score(self.batches(self.other, self.chosen["other"])))
         scores = {
             "negative ELBO": lambda rows: rows["kl"] - rows["reconstruction"],
             "reconstruction": lambda rows: -rows["reconstruction"],
             "aggregate log-density": lambda rows: (
-                -np.asarray(fitted.log_prob(rows["mean"]))
+                -np.asarray(fitted.log_prob(rows["z"]))
             ),
         }
         return result, {

@@ -111,7 +111,7 @@ def score_images(
     arguments: dict[str, Any],
     batch: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
-    """log p(x) and the terms of the ELBO, nats, [n] each; and the posterior's mean [n, D].
+    """log p(x) and the terms of the ELBO, nats, [n] each; and a draw z [n, D].
 
     Args:
       autoencoder: the network.
@@ -122,16 +122,18 @@ def score_images(
     apply = partial(autoencoder.apply, arguments["variables"])
     images = scale_images(batch["image"])
     posterior: GaussianMixture = apply(images, method="encode")
+    keys = _keys(arguments["key"], batch)
     evidence = estimate_evidence(
         partial(apply, method="decode"),
         posterior,
         arguments["prior"],
         images,
-        _keys(arguments["key"], batch),
+        keys,
         arguments["scale"],
         samples,
     )
-    return evidence._asdict() | {"mean": posterior.moments()[0]}
+    z = jax.vmap(lambda q, key: q.sample(key))(posterior, keys)
+    return evidence._asdict() | {"z": z}
 
 
 def decode_latents(

@@ -19,11 +19,17 @@ def open_run_images(
     """The images that a run was trained on and those held out; from `data_dir` if the folder was moved."""
     options = config.data.copy_and_resolve_references()
     options.dir = data_dir or options.dir
-    return {split: data.open_images(options, split) for split in ("train", "test")}
+    try:
+        return {split: data.open_images(options, split) for split in ("train", "test")}
+    except InputError as error:
+        raise InputError(
+            f"The run's images cannot be opened ({error}) --data_dir says where they are now, "
+            "if they were moved."
+        ) from error
 
 
 def open_other_images(source: str, like: ml_collections.ConfigDict) -> data.Images:
-    """The held-out images of another source, made to the size and channels of a run's.
+    """The test split of another source, or all where it has none, made to the size and channels of a run's.
 
     Args:
       source: "digits", "folder:DIR", "array:FILE" or "tfds:NAME", the latter stored where
@@ -36,6 +42,7 @@ def open_other_images(source: str, like: ml_collections.ConfigDict) -> data.Imag
     kind, _, place = source.partition(":")
     options = like.copy_and_resolve_references()
     options.source, options.crop = kind, "center"
+    options.test_fraction = 1.0  # all, where the source has no test split
     if kind in ("folder", "array") and place:
         options.dir = place
     elif kind == "tfds" and place:
@@ -45,11 +52,17 @@ def open_other_images(source: str, like: ml_collections.ConfigDict) -> data.Imag
             f"--ood={source} is no source of images; give digits, folder:DIR, array:FILE or "
             "tfds:NAME."
         )
-    return data.open_images(options, "test")
+    try:
+        return data.open_images(options, "test")
+    except InputError as error:
+        raise InputError(f"--ood={source} cannot be opened ({error})") from error
 
 
 def choose(images: data.Images, count: int | None, split: str) -> np.ndarray:
-    """Indices of images that stand for a split, chosen at random but always alike, in order.
+    """Indices of images that stand for a split, at random but always alike.
+
+    Not in the order of the source, which may be by class: so the first few of them stand
+    for all.
 
     Raises:
       InputError: more are asked for than there are held out; of training images there may be
@@ -57,14 +70,24 @@ def choose(images: data.Images, count: int | None, split: str) -> np.ndarray:
     """
     if split == "test" and count is not None and count > len(images):
         raise InputError(
-            f"--count={count} images are asked for, and {len(images):,} are held out; ask for "
-            "at most as many."
+            f"{count} images are asked for, and {len(images):,} are held out; lower --count."
         )
     count = MOST_IMAGES if count is None else count
-    return np.sort(permutation(len(images), 0, 1)[:count])
+    return permutation(len(images), 0, 1)[:count]
 
 
-def read_images(path: Path, like: ml_collections.ConfigDict, crop: Crop) -> np.ndarray:
+def read_chosen(
+    images: data.Images, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images at indices, uint8 [n, H, W, C], and the indices; without those that cannot be decoded."""
+    pixels = images.read(chosen)
+    whole = ~images.is_unreadable(chosen)
+    return pixels[whole], chosen[whole]
+
+
+def read_images(
+    path: Path, like: ml_collections.ConfigDict, crop: Crop, count: int | None = None
+) -> np.ndarray:
     """A user's images at the size and channels of a run's.
 
     Args:
@@ -72,6 +95,7 @@ def read_images(path: Path, like: ml_collections.ConfigDict, crop: Crop) -> np.n
         their paths.
       like: the section `data` of the run.
       crop: see `fit_image`.
+      count: the first so many; None is all.
 
     Returns:
       uint8 [n, size, size, channels].
@@ -83,7 +107,8 @@ def read_images(path: Path, like: ml_collections.ConfigDict, crop: Crop) -> np.n
         contents = {str(path): path.read_bytes()}
     else:
         photos = open_photos(path)
-        contents = {f"{path}/{name}": photos.read(name) for name in photos.names}
+        names = photos.names[:count]
+        contents = {f"{path}/{name}": photos.read(name) for name in names}
     return np.stack(
         [
             fit_image(decode_photo(content, name), like.size, like.channels, crop)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from gamix_jax import data
 from gamix_jax.checkpoint import Checkpoints, check_room
 from gamix_jax.config import check_config, flatten
-from gamix_jax.errors import NO_ROOM, InputError
+from gamix_jax.errors import NO_ROOM, InputError, make_folder
 from gamix_jax.lock import locked, read_holder
 from gamix_jax.logs import MetricLog, holds_evaluation
 from gamix_jax.loop import Run, run_steps
@@ -148,15 +147,7 @@ def _open(
     }
     for split in images.values():
         split[0]  # what cannot be read at all is found before anything is compiled
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"--workdir={workdir} cannot be written to ({error.strerror}); name "
-            "another folder."
-        ) from error
+    make_folder(workdir, "workdir")
     if jax.process_index() == 0:
         stack.enter_context(locked(workdir, console.print))
     state = create_state(config)

@@ -22,7 +22,7 @@ from gamix_jax.sampling import LatentSampler, prior_sampler
 from gamix_jax.state import TrainState, create_state, make_models
 from gamix_jax.steps import averaged_variables, scale_images, to_levels
 
-BATCH = 256  # images that go through a network at once, at most
+PIXELS = 2**20  # that go through a network at once, at most: 256 images of 64x64
 
 
 def load(workdir: str | Path) -> "TrainedModel":
@@ -50,6 +50,8 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     path = workdir / "config.json"
     try:
         saved = json.loads(path.read_text())
+        if not isinstance(saved, dict):
+            raise ValueError("it is no configuration")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{workdir} holds no run ({path} cannot be read: {error}); name the --workdir of a "
@@ -63,7 +65,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     }
     config = default_config()
     try:
-        config.update_from_flattened_dict({"seed": saved["seed"], **values})
+        config.update_from_flattened_dict({"seed": saved.get("seed"), **values})
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is not of this version of gamix_jax ({error}); use the version that wrote it."
@@ -105,6 +107,8 @@ class TrainedModel:
         self.config, self.state = config, state
         self.image_shape = (config.data.size, config.data.size, config.data.channels)
         self.latent_size = config.model.latent_size
+        at_once = min(max(PIXELS / math.prod(self.image_shape[:2]), 1.0), 256.0)
+        self._most = 4 ** int(math.log(at_once, 4) + 1e-9)
         self._variables = averaged_variables(state)
         autoencoder, _ = make_models(config)
         apply = autoencoder.apply
@@ -129,17 +133,22 @@ class TrainedModel:
 
     def encode(self, images: np.ndarray | jax.Array) -> GaussianMixture:
         """The posteriors q(z|x) of images [n, H, W, C], of leading shape [n]; `.moments()`, `.weightiest_mean()` and `.sample(key)` make z of them."""
-        return _in_batches(partial(self._encode, self._variables), self._scaled(images))
+        return _in_batches(
+            partial(self._encode, self._variables), self._most, self._scaled(images)
+        )
 
     def decode(self, z: np.ndarray | jax.Array) -> jax.Array:
         """Latent vectors [..., D] to images [..., H, W, C]."""
         z = jnp.asarray(z, jnp.float32)
-        if z.shape[-1:] != (self.latent_size,):
+        if z.shape[-1:] != (self.latent_size,) or not z.size:
             raise InputError(
-                f"z is {list(z.shape)}; its last axis must be the latent size, {self.latent_size}."
+                f"z is {list(z.shape)}; its last axis must be the latent size, {self.latent_size}, and "
+                "no other 0."
             )
         images = _in_batches(
-            partial(self._decode, self._variables), z.reshape(-1, self.latent_size)
+            partial(self._decode, self._variables),
+            self._most,
+            z.reshape(-1, self.latent_size),
         )
         return images.reshape(*z.shape[:-1], *self.image_shape)
 
@@ -182,6 +191,10 @@ class TrainedModel:
           scale: of the discretised Laplace likelihood, from `fit_scale` or evaluation.json.
           samples: L, draws of z; the bound is tighter the more there are.
         """
+        if not 0.0 < scale < math.inf or samples < 1:
+            raise InputError(
+                f"scale is {scale} and samples {samples}; both must be positive."
+            )
         levels = scale_images(to_levels(self._scaled(images)))
         keys = jax.random.split(key, len(levels))
 
@@ -190,7 +203,7 @@ class TrainedModel:
                 self._variables, self.prior, scale, images, keys, samples
             )
 
-        return _in_batches(score, levels, keys)
+        return _in_batches(score, self._most, levels, keys)
 
     def _scaled(self, images: np.ndarray | jax.Array) -> jax.Array:
         images = jnp.asarray(images)
@@ -206,14 +219,19 @@ class TrainedModel:
             raise InputError(
                 f"The images are {images.dtype}; give uint8 levels or floats in [-1, 1]."
             )
+        if not jnp.max(jnp.abs(images)) <= 2.0:  # a decoder's mean may go past 1
+            raise InputError(
+                "The images are floats far outside [-1, 1]; give them as uint8 if they are "
+                "levels."
+            )
         return images.astype(jnp.float32)
 
 
-def _in_batches(function: Callable[..., Any], *arrays: jax.Array) -> Any:
-    """`function` of arrays [n, ...], at most BATCH rows at once; padded to powers of four, so that few programs are compiled."""
+def _in_batches(function: Callable[..., Any], most: int, *arrays: jax.Array) -> Any:
+    """`function` of arrays [n, ...], at most `most` rows at once; padded to powers of four, so that few programs are compiled."""
     results = []
-    for start in range(0, len(arrays[0]), BATCH):
-        rows = [x[start : start + BATCH] for x in arrays]
+    for start in range(0, len(arrays[0]), most):
+        rows = [x[start : start + most] for x in arrays]
         count = len(rows[0])
         size = 4 ** math.ceil(math.log(count, 4))
         padded = [x[jnp.arange(size) % count] for x in rows]

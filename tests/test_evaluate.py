@@ -4,34 +4,49 @@ import io
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from sklearn.metrics import roc_auc_score
 
 import gamix_jax
 from gamix_jax.errors import InputError
 from gamix_jax.evaluate import evaluate
 from gamix_jax.features import open_features, train_classifier
+from gamix_jax.likelihood import discretised_laplace_log_prob
 from gamix_jax.measurements import Evaluation, Options
 from gamix_jax.metrics.frechet import FeatureStatistics, frechet_distance
+from gamix_jax.metrics.manifold import manifold
 from gamix_jax.run_images import open_run_images
-from gamix_jax.steps import to_levels
+from gamix_jax.steps import scale_images, to_levels
 
 QUIET = Console(quiet=True)
 
 
+def noise():
+    return np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+
+
+def held_out(model):
+    """All of them, in the source's order."""
+    return open_run_images(model.config)["test"].read(np.arange(180))
+
+
 @pytest.fixture(scope="module")
 def options(digits_run, tmp_path_factory):
-    """With a classifier of a few steps, since any network's features do here; other images are the held-out ones again."""
+    """With a classifier of a few steps, since any network's features do here; other images are noise."""
     folder = tmp_path_factory.mktemp("features")
     images = open_run_images(gamix_jax.load(digits_run).config)
     file = folder / "digits.npz"
+    np.save(folder / "noise.npy", noise())
     train_classifier(images["train"], images["test"], file, QUIET, steps=3)
     return Options(
         features="classifier",
         features_file=str(file),
         likelihood_samples=2,
-        ood="digits",
+        ood=f"array:{folder / 'noise.npy'}",
         cache=folder / "cache",
     )
 
@@ -50,7 +65,7 @@ def test_the_file_the_table_and_the_curves(evaluated):
     assert json.loads((workdir / "evaluation.json").read_text()) == result
     assert result["step"] == 4
     assert list(result) == [
-        *("step", "protocol", "images", "likelihood", "latent", "anomaly")
+        *("step", "count", "protocol", "images", "likelihood", "latent", "anomaly")
     ]
     value = result["images"]["reconstructions"]["frechet_distance"]["value"]
     assert f"{value:.4g} ± " in printed
@@ -79,7 +94,7 @@ def test_reconstructions_are_measured_as_they_would_be_saved(
 ):
     """Against the same of the whole set at once, on one device."""
     model = gamix_jax.load(digits_run)
-    images = open_run_images(model.config)["test"].read(np.arange(180))
+    images = held_out(model)
     levels = np.asarray(to_levels(model.reconstruct(images)))
     found = evaluated[1]["images"]["reconstructions"]
     squares = ((images / 127.5 - levels / 127.5) ** 2).mean(axis=(1, 2, 3))
@@ -92,21 +107,37 @@ def test_reconstructions_are_measured_as_they_would_be_saved(
         error = values.std(ddof=1) / np.sqrt(180)
         np.testing.assert_allclose(found[name]["standard_error"], error, rtol=1e-3)
     features = open_features("classifier", options.cache.parent / "digits.npz", 8, 1)
-    sets = []
-    for of_set in (images, levels):
-        sets.append(FeatureStatistics(features.size))
-        sets[-1].add(np.asarray(features.apply(features.variables, of_set)))
-    expected = frechet_distance(*sets)
+    sets = [FeatureStatistics(features.size) for _ in range(2)]
+    for of_set, x in zip(sets, (images, levels), strict=True):
+        of_set.add(np.asarray(features.apply(features.variables, x)))
     np.testing.assert_allclose(
-        found["frechet_distance"]["value"], expected.value, rtol=1e-3
+        found["frechet_distance"]["value"], frechet_distance(*sets).value, rtol=1e-3
     )
+
+
+def test_held_out_images_are_the_reference(evaluated, options, digits_run):
+    """Precision and recall are those of training images among them, and not the other way round."""
+    evaluation = Evaluation(digits_run, options)
+    apply, variables = evaluation.features.apply, evaluation.features.variables
+    reference, training = (
+        np.asarray(
+            apply(variables, evaluation.images[x].read(evaluation.chosen[x][:180]))
+        )
+        for x in ("test", "train")
+    )
+    found = evaluated[1]["images"]["training images"]
+    expected = manifold(reference, training)._asdict()
+    for name, estimate in expected.items():
+        # Two images, for a distance at a ball's edge may round to either side of it.
+        np.testing.assert_allclose(found[name]["value"], estimate.value, atol=2 / 180)
+    assert abs(expected["precision"].value - expected["recall"].value) > 4 / 180
 
 
 def test_latent_numbers_are_of_all_held_out_images(evaluated, digits_run):
     latent = evaluated[1]["latent"]
     assert latent["bounded_images"] == 180
     model = gamix_jax.load(digits_run)
-    images = open_run_images(model.config)["test"].read(np.arange(180))
+    images = held_out(model)
     mean, variance = (np.asarray(x) for x in model.encode(images).moments())
     np.testing.assert_allclose(
         latent["within_variance"], variance.mean(axis=0), rtol=1e-4
@@ -125,10 +156,58 @@ def test_the_evidence_bounds_are_in_order(evaluated):
     np.testing.assert_allclose(bits, -log_prob / (64 * np.log(2)), rtol=1e-6)
 
 
-def test_the_same_images_are_not_told_apart(evaluated):
-    """Noise belongs to the image, so all scores are ties: an area of one half."""
-    for scores in evaluated[1]["anomaly"].values():
-        assert scores["auroc"]["value"] == 0.5
+def test_scores_tell_noise_as_the_model_does(evaluated, digits_run, options):
+    """Against scores of other draws of z: the area is of all pairs, so draws hardly move it."""
+    model, anomaly = gamix_jax.load(digits_run), evaluated[1]["anomaly"]
+    fitted = Evaluation(digits_run, options).samplers(
+        Evaluation(digits_run, options).code("train")
+    )["fitted mixture"]
+    scores = {"reconstruction": [], "aggregate log-density": []}
+    for images in (held_out(model), noise()[..., None]):
+        z = model.encode(images).sample(jax.random.key(5))
+        log_prob = discretised_laplace_log_prob(
+            scale_images(jnp.asarray(images)),
+            model.decode(z),
+            evaluated[1]["likelihood"]["scale"],
+        )
+        scores["reconstruction"].append(-np.asarray(log_prob))
+        scores["aggregate log-density"].append(-np.asarray(fitted.log_prob(z)))
+    for name, (inside, outside) in scores.items():
+        expected = roc_auc_score(
+            np.repeat([0, 1], [180, 60]), np.concatenate([inside, outside])
+        )
+        assert abs(expected - 0.5) > 0.05  # or either orientation would do
+        np.testing.assert_allclose(anomaly[name]["auroc"]["value"], expected, atol=0.08)
+    # The likelihood, not the KL, is most of the ELBO.
+    areas = [anomaly[x]["auroc"]["value"] for x in ("negative ELBO", "reconstruction")]
+    np.testing.assert_allclose(*areas, atol=0.05)
+
+
+def test_samplers_are_two(evaluated):
+    rows = evaluated[1]["images"]
+    prior, fitted = (rows[f"samples, {x}"] for x in ("prior", "fitted mixture"))
+    assert prior["frechet_distance"] != fitted["frechet_distance"]
+    assert prior["sharpness"] != fitted["sharpness"]
+
+
+def test_the_first_of_those_chosen_stand_for_all(digits_run, options, tmp_path):
+    """Of images in the order of their classes too."""
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    labels = np.repeat(np.arange(10), 100)
+    np.savez(
+        tmp_path / "sorted.npz",
+        **{f"{s}_images": np.zeros((1000, 8, 8), np.uint8) for s in ("train", "test")},
+        train_labels=labels,
+        test_labels=labels,
+    )
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"source": "array", "dir": str(tmp_path / "sorted.npz")}
+    (run / "config.json").write_text(json.dumps(config))
+    evaluation = Evaluation(run, Options())
+    counts = np.bincount(labels[evaluation.chosen["test"][:200]], minlength=10)
+    # 20 of each expected, standard deviation 4
+    np.testing.assert_allclose(counts, 20, atol=16)
+    assert len(set(evaluation.chosen["test"])) == 1000
 
 
 def test_batches_change_nothing(digits_run, options):
@@ -162,7 +241,8 @@ def test_features_of_real_images_are_kept(evaluated, digits_run, options, monkey
     """They are read where they lie, computed again where they are damaged, and of other images they are others."""
     evaluation = Evaluation(digits_run, options)
     files = sorted(options.cache.iterdir())
-    assert len(files) == 2  # held out, and for training
+    assert len(files) == 2  # held out, and as many for training
+    assert len(evaluation.real_features("train").kept) == 180
     kept = evaluation.real_features("test").kept
 
     def fail(batches):
@@ -187,21 +267,22 @@ def test_moved_data_are_found(digits_run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["data"] |= {"source": "array", "dir": "/gone/images.npy"}
     (run / "config.json").write_text(json.dumps(config))
-    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (300, 8, 8), np.uint8)
     np.save(tmp_path / "images.npy", images)
     with pytest.raises(InputError, match=r"/gone/images.npy.*is no file"):
         Evaluation(run, Options())
     found = Evaluation(run, Options(data_dir=str(tmp_path / "images.npy")))
     assert {split: len(x) for split, x in found.images.items()} == {
-        "train": 45,
-        "test": 5,
+        "train": 270,
+        "test": 30,
     }
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"count": 181}, "--count=181 images are asked for, and 180 are held out"),
+        ({"count": 181}, "181 images are asked for, and 180 are held out"),
+        ({"count": 19}, "takes at least 20 held-out images, not 19"),
         ({"ood": "nowhere"}, "--ood=nowhere is no source of images"),
         ({"ood": "folder:nowhere"}, "'nowhere', which is no folder"),
         ({"features_file": "gone.npz"}, "gone.npz does not exist"),

@@ -149,7 +149,7 @@ def test_dimensions_are_those_asked_for(digits_run, tmp_path):
     [
         ("traverse", {"dimensions": (4,)}, "names 4; the run has 0 to 3"),
         ("traverse", {"deviations": 0.0}, "--deviations is 0.0"),
-        ("reconstruct", {"count": 181}, "--count=181 .* 180 are held out"),
+        ("reconstruct", {"count": 181}, "181 images .* 180 are held out"),
         ("reconstruct", {"images": "nowhere"}, "nowhere does not exist"),
         ("sample", {"temperature": 0.0}, "temperature is 0.0; it must be positive"),
         ("latent", {"count": 2}, "at least 3"),

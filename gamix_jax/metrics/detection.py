@@ -53,8 +53,8 @@ def detection(
     def areas(scores_in: np.ndarray, scores_out: np.ndarray) -> tuple[float, float]:
         scores = np.concatenate([scores_in, scores_out])
         return (
-            float(roc_auc_score(anomalous, scores)),
-            float(average_precision_score(anomalous, scores)),
+            round(float(roc_auc_score(anomalous, scores)), 12),
+            round(float(average_precision_score(anomalous, scores)), 12),
         )
 
     rng = np.random.default_rng(seed)
@@ -62,7 +62,8 @@ def detection(
         areas(*(rng.choice(scores, len(scores)) for scores in (scores_in, scores_out)))
         for _ in range(RESAMPLES)
     ]
-    errors = np.std(resampled, axis=0, ddof=1)
+    # Rounding: areas are fractions of whole numbers of pairs.
+    errors = np.round(np.std(resampled, axis=0, ddof=1), 12)
     return Detection(
         *(
             Estimate(value, float(error))
