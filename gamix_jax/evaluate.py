@@ -146,20 +146,20 @@ def print_tables(result: dict[str, Any], console: Console) -> None:
     title = f"Images, {result['count']:,} of each, step {result['step']:,}"
     table = Table("", *sets, title=title)
     for name, title in TITLES.items():
-        cells = [_shown(row.get(name), name) for row in sets.values()]
+        found = [row.get(name) for row in sets.values()]
+        cells = ["" if number is None else shown(number, name) for number in found]
         if any(cells):
             table.add_row(title, *cells)
     console.print(table)
     for title in ("likelihood", "latent"):
         table = Table("", title, show_header=False, title=title.capitalize())
         for name, value in _numbers("", result[title]):
-            shown = _shown(value, name) if isinstance(value, dict) else f"{value:.4g}"
-            table.add_row(name, shown)
+            table.add_row(name, shown(value))
         console.print(table)
     if result["anomaly"]:
         table = Table("score", "AUROC", "AUPRC", title="Other images")
         for name, row in result["anomaly"].items():
-            table.add_row(name, *(_shown(row[x], x) for x in ("auroc", "auprc")))
+            table.add_row(name, *(shown(row[x]) for x in ("auroc", "auprc")))
         console.print(table)
 
 
@@ -172,12 +172,23 @@ def _jsonable(tree: Any) -> Any:
     return tree
 
 
-def _shown(number: dict[str, float] | None, name: str) -> str:
-    if number is None:
-        return ""
+def shown(number: float | dict[str, float], name: str = "") -> str:
+    """A number as it is printed; with a standard error, to that error's second digit."""
     factor = 1000.0 if name == "kernel_distance" else 1.0
+    if not isinstance(number, dict):
+        value = factor * number
+        whole = float(value).is_integer()
+        return signed(f"{value:,.0f}" if whole else f"{value:.4g}")
     value, error = (factor * number[key] for key in ("value", "standard_error"))
-    return f"{value:.4g} ± {error:.2g}"
+    if not (math.isfinite(error) and error > 0):
+        return signed(f"{value:.4g} ± {error:.2g}")
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return signed(f"{value:,.{digits}f} ± {error:.{digits}f}")
+
+
+def signed(number: str) -> str:
+    """A printed number with the sign that printers use."""
+    return number.replace("-", "\N{MINUS SIGN}")
 
 
 def _numbers(prefix: str, tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:

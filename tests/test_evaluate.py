@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import gamix_jax
 from gamix_jax.errors import InputError
-from gamix_jax.evaluate import evaluate
+from gamix_jax.evaluate import evaluate, shown
 from gamix_jax.features import open_features, train_classifier
 from gamix_jax.likelihood import discretised_laplace_log_prob
 from gamix_jax.measurements import Evaluation, Options
@@ -67,8 +67,8 @@ def test_the_file_the_table_and_the_curves(evaluated):
     assert list(result) == [
         *("step", "count", "protocol", "images", "likelihood", "latent", "anomaly")
     ]
-    value = result["images"]["reconstructions"]["frechet_distance"]["value"]
-    assert f"{value:.4g} ± " in printed
+    assert shown(result["images"]["reconstructions"]["frechet_distance"]) in printed
+    assert shown(result["likelihood"]["log_prob"]) in printed
     assert "180 held-out images of digits" in result["protocol"]["images"]
     assert len(list((workdir / "evaluation").glob("events.out.tfevents.*"))) == 1
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from test_steps import tiny_config
 
 from gamix_jax.errors import InputError
+from gamix_jax.evaluate import shown
 from gamix_jax.logs import read_metrics
 from gamix_jax.report import page as report_module
 from gamix_jax.report.curves import draw_curves, panels
@@ -28,7 +29,7 @@ from gamix_jax.report.page import (
     weighted_terms,
 )
 from gamix_jax.report.pictures import Picture, Pictures, embed
-from gamix_jax.report.tables import evaluation_sections, read_evaluation, shown
+from gamix_jax.report.tables import evaluation_sections, read_evaluation
 
 HOSTILE = "<script>alert('x')</script> & \"run\""
 

@@ -20,12 +20,13 @@ from gamix_jax.checkpoint import saved_at
 from gamix_jax.config import default_config, flatten
 from gamix_jax.describe import parameter_table
 from gamix_jax.errors import InputError
+from gamix_jax.evaluate import shown, signed
 from gamix_jax.figures import TILE
 from gamix_jax.logs import read_metrics
 from gamix_jax.pods import software
 from gamix_jax.report.curves import draw_curves
 from gamix_jax.report.pictures import data_uri, make_pictures
-from gamix_jax.report.tables import evaluation_sections, read_evaluation, shown, signed
+from gamix_jax.report.tables import evaluation_sections, read_evaluation
 from gamix_jax.run_images import open_run_images
 from gamix_jax.trained import TrainedModel, load
 

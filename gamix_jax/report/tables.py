@@ -1,7 +1,6 @@
 """The tables of a report: what evaluation.json holds, with standard errors and protocols."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from gamix_jax import plots
 from gamix_jax.errors import InputError
+from gamix_jax.evaluate import shown, signed
 
 # What the names in evaluation.json mean, and whether more or less is better.
 TITLES = {
@@ -201,22 +201,3 @@ def scalar_rows(values: dict[str, Any], group: str = "") -> list[tuple[str, str]
 def title(name: str) -> str:
     """What a name in evaluation.json means, in words."""
     return TITLES.get(name, name.replace("_", " ").capitalize())
-
-
-def shown(number: float | dict[str, float], name: str = "") -> str:
-    """A number as it is printed; with a standard error, to that error's second digit."""
-    factor = 1000.0 if name == "kernel_distance" else 1.0
-    if not isinstance(number, dict):
-        value = factor * number
-        whole = float(value).is_integer()
-        return signed(f"{value:,.0f}" if whole else f"{value:.4g}")
-    value, error = (factor * number[key] for key in ("value", "standard_error"))
-    if not (math.isfinite(error) and error > 0):
-        return signed(f"{value:.4g} ± {error:.2g}")
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return signed(f"{value:,.{digits}f} ± {error:.{digits}f}")
-
-
-def signed(number: str) -> str:
-    """A printed number with the sign that printers use."""
-    return number.replace("-", "\N{MINUS SIGN}")
