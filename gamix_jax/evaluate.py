@@ -42,8 +42,8 @@ def evaluate(workdir: Path, options: Options, console: Console) -> dict[str, Any
       console: for the tables.
 
     Returns:
-      What the file holds: "step", "count" (images of each kind), "protocol" (how each number was made), "images",
-      "likelihood", "latent" and "anomaly".
+      What the file holds: "step", "count" (images of each kind), "protocol" (how each
+      number was made), "images", "likelihood", "latent" and "anomaly".
 
     Raises:
       InputError: as `Evaluation`.

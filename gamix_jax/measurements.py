@@ -61,7 +61,7 @@ class Coded(NamedTuple):
 
     Attributes:
       averages: over all of them.
-      mean, z: of the first MOST_IMAGES, [N, D], and where each is in the split, `index` [N].
+      mean, z: of the first MOST_IMAGES, [N, D]; and where each is in the split, `index` [N].
       reconstructions: features of all, where features are wanted.
     """
 
@@ -84,9 +84,10 @@ class Evaluation:
         self.options = options
         self.model = model = load(workdir)
         self.images = open_run_images(model.config, options.data_dir)
+        # Of training images as many as are kept, for what is fitted to them.
         self.chosen = {
-            split: choose(of_split, options.count, split)
-            for split, of_split in self.images.items()
+            "train": choose(self.images["train"], None, "train"),
+            "test": choose(self.images["test"], options.count, "test"),
         }
         held_out, least = len(self.chosen["test"]), 2 * BLOCKS
         if held_out < least:

@@ -23,8 +23,8 @@ def open_run_images(
         return {split: data.open_images(options, split) for split in ("train", "test")}
     except InputError as error:
         raise InputError(
-            f"The run's images cannot be opened ({error}) --data_dir says where they are now, "
-            "if they were moved."
+            f"The run's images cannot be opened ({error}); if they were moved, --data_dir "
+            "says where to."
         ) from error
 
 
