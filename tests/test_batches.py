@@ -161,6 +161,7 @@ def test_a_dead_worker_ends_the_run(tmp_path):
         deque(itertools.islice(batches, 100))  # more than is read ahead
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_run_that_is_killed(tmp_path):
     """They hold the pipe that is read here until they end."""
     script = f"""

@@ -65,6 +65,7 @@ def damage(path, kind):
         path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_any_damage_is_recognised_or_does_no_harm(saved, tmp_path):
     workdir, states = saved
     recognised, harmless = 0, 0

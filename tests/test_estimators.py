@@ -228,6 +228,7 @@ def test_siwae_tightens_as_theory_says(problem, wide, samples):
     assert found.mean() > error  # below the evidence
 
 
+@pytest.mark.slow
 def test_every_bound_is_below_the_evidence_in_expectation_and_more_samples_tighten(
     problem,
 ):

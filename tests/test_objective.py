@@ -241,6 +241,7 @@ def test_chunks_do_not_change_a_step():
     )
 
 
+@pytest.mark.slow
 def test_chunks_save_memory():
     """Of 8 components one at a time: less than half of the gradient's temporary arrays."""
     model = tiny(image_size=16, channels=1, widths=(16, 16), components=8)

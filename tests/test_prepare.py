@@ -249,6 +249,7 @@ def test_a_dead_process_does_not_hang(photos, tmp_path, monkeypatch):
         prepare.prepare_photos(photos / "test", tmp_path / "out", 8, "center", QUIET)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_goes_on(photos, whole, tmp_path):
     """Killed as it begins its first file; its processes hold the pipe that is read here until they end."""
     script = f"""

@@ -145,6 +145,7 @@ def test_gradients_reach_the_prior(prior):
         assert np.any(leaf != 0)
 
 
+@pytest.mark.slow
 def test_uniform_weights():
     model = tiny(image_size=8, channels=1, widths=(8,), components=3, weights="uniform")
     images, keys = noise(2, 8, 8, 1), jax.random.split(KEY, 2)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import pytest
 from scipy import stats
 from test_mixture import parts, random_mixture
 
@@ -140,6 +141,7 @@ def test_densities_move_and_stretch_with_z(q, z, shift, scale, mirrored):
     )
 
 
+@pytest.mark.slow
 def test_against_numpyro(x64):
     """log_prob and its gradients of MixtureSameFamily, float64: the same up to rounding."""
     q = random_mixture(dtype=np.float64)

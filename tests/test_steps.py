@@ -214,6 +214,7 @@ def test_gradients_are_those_of_the_objective_written_plainly(loss):
         np.testing.assert_allclose(metrics[f"{player}_gradient_norm"], norm, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_adversarial_start():
     """Before its start the term moves the discriminator only; the autoencoder goes as without it."""
     alone, _ = run(tiny_config(adversarial__loss="none"), steps=2)

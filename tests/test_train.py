@@ -329,6 +329,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
     assert without_speed(tmp_path) == without_speed(whole[0])
 
 
+@pytest.mark.slow
 def test_an_owed_evaluation_is_done_after_the_last_step_too(
     whole,
     tmp_path,
