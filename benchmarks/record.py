@@ -1,0 +1,79 @@
+"""What the benchmarks share: timing in turn, and a record of where and when."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions, commit and date."""
+    versions = {"python": platform.python_version()}
+    for package in ("jax", "flax", "torch", "grain"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always"]
+    commit = subprocess.run([*command, "--dirty"], capture_output=True, text=True)
+    devices = jax.devices()
+    return {
+        "device": f"{len(devices)} {devices[0].device_kind}, {os.cpu_count()} cores",
+        "versions": versions,
+        "commit": commit.stdout.strip(),
+        "date": date.today().isoformat(),
+    }
+
+
+def time_in_turn(
+    functions: dict[str, Callable[[], Any]], rounds: int = 5, seconds: float = 2.0
+) -> dict[str, np.ndarray]:
+    """Seconds of a call of each function, [rounds], taken in turn (A B A B ...), so that a machine that changes its speed changes it for all.
+
+    Args:
+      functions: each returns when its work is done; already warm.
+      rounds: how often each has its turn.
+      seconds: of one turn, about; at least one call.
+    """
+    times = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start, calls = time.perf_counter(), 0
+            while calls == 0 or time.perf_counter() - start < seconds:
+                function()
+                calls += 1
+            times[name].append((time.perf_counter() - start) / calls)
+    return {name: np.array(of_each) for name, of_each in times.items()}
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Prints rows of the same keys as a table in Markdown."""
+    table = Table(*rows[0], title=title, title_justify="left", box=box.MARKDOWN)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console(width=200).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def write(path: Path | None, content: dict[str, Any]) -> None:
+    """Writes JSON with the environment, if a path is given."""
+    if path:
+        text = json.dumps(content | {"environment": environment()}, indent=1)
+        path.write_text(text + "\n")
