@@ -18,12 +18,16 @@ from gamix_jax.logs import MetricLog, holds_evaluation
 from gamix_jax.loop import Run, run_steps
 from gamix_jax.parallel import put_on_devices, replicate
 from gamix_jax.pods import agree, fingerprint, gather, software
+from gamix_jax.profiling import check_steps
 from gamix_jax.resume import check_continued
 from gamix_jax.state import TrainState, create_state, with_raw_key
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: Path, accept_changes: bool = False
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    accept_changes: bool = False,
+    profile: range = range(0),
 ) -> TrainState:
     """Trains to `config.train.steps`, going on from the newest checkpoint in `workdir` if there is one.
 
@@ -37,18 +41,19 @@ def train(
       workdir: folder of the run, made if missing.
       accept_changes: go on with a configuration that the run was not begun with, as far
         as `resume.check_continued` allows it.
+      profile: steps that are traced, to WORKDIR/profile; step n begins when n are done.
 
     Returns:
       The last state.
 
     Raises:
-      InputError: bad configuration, data, folder or checkpoint, processes that do not
-        agree, a disk or a memory that is full, or a loss that is not finite.
+      InputError: bad configuration, data, folder or checkpoint, steps to trace that the
+        run does not make, processes that do not agree, a disk or a memory that is full, or a loss that is not finite.
     """
     console = Console(quiet=jax.process_index() > 0)
     try:
         with contextlib.ExitStack() as stack:
-            return _train(config, workdir, accept_changes, console, stack)
+            return _train(config, workdir, accept_changes, profile, console, stack)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -69,10 +74,12 @@ def _train(
     config: ml_collections.ConfigDict,
     workdir: Path,
     accept_changes: bool,
+    profile: range,
     console: Console,
     stack: contextlib.ExitStack,
 ) -> TrainState:
     """As `train`; what is to be closed goes to the stack."""
+    check_steps(profile, 0, config.train.steps)
     images, state = agree(lambda: _open(config, workdir, console, stack))
     agree(lambda: (None, {"the holder of --workdir's lock": read_holder(workdir)}))
     checkpoints = Checkpoints(workdir, config.train.checkpoints_kept)
@@ -101,6 +108,7 @@ def _train(
     if checkpoints.latest_step() is not None:
 
         def restore() -> tuple[tuple, dict[str, Any]]:
+            check_steps(profile, checkpoints.latest_step(), config.train.steps)
             saved = checkpoints.read_position()
             changes = check_continued(
                 saved.get("begun_with", {}), begun_with, accept_changes
@@ -130,7 +138,17 @@ def _train(
             json.dumps(config.to_dict(), indent=2) + "\n"
         )
         log = stack.enter_context(MetricLog(workdir, int(state.step)))
-    run = Run(config, workdir, images, batches, begun_with, checkpoints, log, console)
+    run = Run(
+        config,
+        workdir,
+        images,
+        batches,
+        begun_with,
+        checkpoints,
+        log,
+        console,
+        profile,
+    )
     return run_steps(run, replicate(state), pending)
 
 
