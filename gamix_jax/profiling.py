@@ -42,7 +42,7 @@ def check_steps(steps: range, first: int, last: int) -> None:
 class StepTrace:
     """Writes a trace of the chosen steps, and of what is done between them; of fewer where the run is stopped.
 
-    TensorBoard and Perfetto name step n, which begins when n are done, "train n". Python's
+    The event "train" with `step_num` n is the step that begins when n are done. Python's
     own calls are left out: there are too many for the viewers. Of several processes,
     which do the same steps, the first one is traced.
 

@@ -80,7 +80,7 @@ def _train(
 ) -> TrainState:
     """As `train`; what is to be closed goes to the stack."""
     check_steps(profile, 0, config.train.steps)
-    images, state = agree(lambda: _open(config, workdir, console, stack))
+    images = agree(lambda: _open(config, workdir, console, stack))
     agree(lambda: (None, {"the holder of --workdir's lock": read_holder(workdir)}))
     checkpoints = Checkpoints(workdir, config.train.checkpoints_kept)
     stack.callback(checkpoints.close)
@@ -105,7 +105,9 @@ def _train(
         console.print(f"train: read by {workers} processes")
     begun_with = flatten(config) | {"number of training images": len(images["train"])}
     pending = False
-    if checkpoints.latest_step() is not None:
+    if checkpoints.latest_step() is None:
+        state = agree(lambda: _begin(config, workdir))
+    else:
 
         def restore() -> tuple[tuple, dict[str, Any]]:
             check_steps(profile, checkpoints.latest_step(), config.train.steps)
@@ -113,7 +115,9 @@ def _train(
             changes = check_continued(
                 saved.get("begun_with", {}), begun_with, accept_changes
             )
-            found = checkpoints.restore(state), saved, changes
+            # Its shapes suffice, so that it is not compiled.
+            like = jax.eval_shape(lambda: create_state(config))
+            found = checkpoints.restore(like), saved, changes
             return found, {
                 "the step gone on from": checkpoints.latest_step(),
                 "the state restored": _digest(found[0]),
@@ -157,8 +161,8 @@ def _open(
     workdir: Path,
     console: Console,
     stack: contextlib.ExitStack,
-) -> tuple[tuple[dict[str, data.Images], TrainState], dict[str, Any]]:
-    """The images and the first state, the folder locked; and what all processes must find alike."""
+) -> tuple[dict[str, data.Images], dict[str, Any]]:
+    """The images, the folder locked; and what all processes must find alike."""
     check_config(config, jax.device_count())
     images = {
         split: data.open_images(config.data, split) for split in ("train", "test")
@@ -168,16 +172,22 @@ def _open(
     make_folder(workdir, "workdir")
     if jax.process_index() == 0:
         stack.enter_context(locked(workdir, console.print))
-    state = create_state(config)
-    check_room(workdir, state)
     facts = {}
     if jax.process_count() > 1:
         facts = software() | {f"config.{k}": v for k, v in flatten(config).items()}
-        facts["the first state"] = _digest(state)
         for split, of_split in images.items():
             facts[f"the number of {split} images"] = len(of_split)
             facts[f"the first {split} image"] = fingerprint(of_split[0])
-    return (images, state), facts
+    return images, facts
+
+
+def _begin(
+    config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[TrainState, dict[str, Any]]:
+    """The first state; and what all processes must find alike."""
+    state = create_state(config)
+    check_room(workdir, state)
+    return state, {"the first state": _digest(state)}
 
 
 def _digest(state: TrainState) -> str | None:

@@ -1,5 +1,6 @@
 """The trace of --profile: which steps it holds, and which it refuses."""
 
+import collections
 import gzip
 import json
 import os
@@ -26,17 +27,22 @@ def events(workdir):
 
 
 def traced_steps(workdir):
-    found = [e for e in events(workdir) if e.get("name", "").startswith("train ")]
-    return sorted(int(event["name"].split()[1]) for event in found)
+    found = [e for e in events(workdir) if e.get("name") == "train"]
+    return sorted(int(event["args"]["step_num"]) for event in found)
 
 
 def test_the_steps_asked_for_are_traced_with_their_work(digits_run, tmp_path, capsys):
-    """Steps 4 and 5 of a run that goes on from 4, of 7; each of 8 devices runs their program."""
+    """Steps 4 and 5 of a run that goes on from 4, of 7; all 8 devices run the program twice, to its end."""
     shutil.copytree(digits_run, tmp_path / "run")
     train(small_run(train__steps=7), tmp_path / "run", profile=parse_steps("4:6"))
     assert traced_steps(tmp_path / "run") == [4, 5]
-    modules = [e["args"] for e in events(tmp_path / "run") if "args" in e]
-    assert any("hlo_op" in arguments for arguments in modules)
+    operations = collections.Counter(
+        (event["args"]["device_ordinal"], event["args"]["run_id"])
+        for event in events(tmp_path / "run")
+        if "hlo_op" in event.get("args", {})
+    )
+    assert len(operations) == 8 * 2
+    assert len(set(operations.values())) == 1
     assert f"Trace written to {tmp_path / 'run/profile'}" in capsys.readouterr().out
 
 
