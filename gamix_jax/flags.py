@@ -26,6 +26,12 @@ ACCEPT_CHANGES = flags.DEFINE_bool(
     False,
     "train: go on with another configuration than the run was begun with.",
 )
+PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "train: START:STOP, writes a trace from when START steps are done until STOP are to "
+    "WORKDIR/profile, for TensorBoard and Perfetto; the first step of a start compiles.",
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
@@ -101,7 +107,10 @@ OOD = flags.DEFINE_string(
     "evaluate: images to tell apart, digits, folder:DIR, array:FILE or tfds:NAME.",
 )
 CACHE_DIR = flags.DEFINE_string(
-    "cache_dir", "~/.cache/gamix_jax", "evaluate: folder of features of real images."
+    "cache_dir",
+    "~/.cache/gamix_jax",
+    "Folder of compiled programs (but where JAX_COMPILATION_CACHE_DIR is set) and, for "
+    "evaluate, of features of real images.",
 )
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Of a trained model: where its data are, if they were moved."
@@ -113,7 +122,9 @@ PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 MODES_OF_FLAGS = {
     "config": ("train", "describe", "train_features"),
     "workdir": ("train", *TRAINED),
-    **dict.fromkeys(("accept_changes", "distributed", *PROCESS_FLAGS), ("train",)),
+    **dict.fromkeys(
+        ("accept_changes", "profile", "distributed", *PROCESS_FLAGS), ("train",)
+    ),
     **dict.fromkeys(
         ("images", "crop"), ("prepare", "reconstruct", "interpolate", "traverse")
     ),
@@ -123,9 +134,8 @@ MODES_OF_FLAGS = {
     "seed": ("sample", "latent", "evaluate", "train_features"),
     **dict.fromkeys(("sampler", "temperature", "truncation"), ("sample",)),
     **dict.fromkeys(("dimensions", "deviations"), ("traverse",)),
-    **dict.fromkeys(
-        ("features", "likelihood_samples", "ood", "cache_dir"), ("evaluate",)
-    ),
+    **dict.fromkeys(("features", "likelihood_samples", "ood"), ("evaluate",)),
+    "cache_dir": ("train", "describe", "train_features", *TRAINED),
     "features_file": ("evaluate", "train_features"),
     "data_dir": TRAINED,
     "steps": ("train_features",),

@@ -19,6 +19,7 @@ from gamix_jax.interrupts import Stopped, StopSignals
 from gamix_jax.logs import MetricLog, ProgressBar
 from gamix_jax.objective import Metrics
 from gamix_jax.parallel import map_over_devices
+from gamix_jax.profiling import StepTrace
 from gamix_jax.state import TrainState
 from gamix_jax.steps import make_steps, scale_images
 from gamix_jax.validate import validate
@@ -38,6 +39,7 @@ class Run(NamedTuple):
       checkpoints: of the run.
       log: of its numbers; None where another process keeps it.
       console: quiet on all processes but one.
+      profile: steps that are traced, to WORKDIR/profile; none if empty.
     """
 
     config: ml_collections.ConfigDict
@@ -48,6 +50,7 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     log: MetricLog | None
     console: Console
+    profile: range
 
 
 def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
@@ -97,14 +100,17 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
     with (
         StopSignals() as signals,
         ProgressBar(start, options.steps, console) as bar,
+        StepTrace(run.profile, run.workdir / "profile", console) as trace,
         jax.transfer_guard_device_to_host("disallow"),
     ):
         step = start
         stopping = pending = pending and not measured(state, start)
         mark, marked = time.perf_counter(), start
         while step < options.steps and not stopping:
-            state, metrics = train_step(state, next(run.batches))
+            with trace.step(step, state):
+                state, metrics = train_step(state, next(run.batches))
             step += 1
+            trace.end(step, state)
             recent.append((step, metrics))
             bar.step(step)
             stopping = signals.stop_here()

@@ -42,6 +42,10 @@ def main(argv: list[str]) -> None:
             "report": _report,
             **dict.fromkeys(flags.PICTURES, _generate),
         }
+        if flags.MODE.value in flags.MODES_OF_FLAGS["cache_dir"]:
+            from gamix_jax.compiled import keep_compiled
+
+            keep_compiled(Path(flags.CACHE_DIR.value).expanduser() / "compiled")
         dispatch[flags.MODE.value]()
     except InputError as error:
         sys.exit(f"error: {error}")
@@ -83,13 +87,17 @@ def _describe() -> None:
 def _train() -> None:
     """Checks the flags of this mode, starts the processes if there are several, and trains."""
     workdir = _workdir()
+    from gamix_jax.profiling import parse_steps
     from gamix_jax.train import train
 
+    profile = range(0)
+    if flags.PROFILE.value is not None:
+        profile = parse_steps(flags.PROFILE.value)
     if not flags.DISTRIBUTED.value:
         for name in flags.PROCESS_FLAGS:
             if absl_flags.FLAGS[name].present:
                 raise InputError(f"--{name} is for --distributed; add that.")
-        train(flags.CONFIG.value, workdir, flags.ACCEPT_CHANGES.value)
+        train(flags.CONFIG.value, workdir, flags.ACCEPT_CHANGES.value, profile)
         return
     import jax
 
@@ -101,7 +109,7 @@ def _train() -> None:
         flags.PROCESS_ID.value,
     )
     try:
-        train(flags.CONFIG.value, workdir, flags.ACCEPT_CHANGES.value)
+        train(flags.CONFIG.value, workdir, flags.ACCEPT_CHANGES.value, profile)
         words.close()
     except BaseException as error:
         # An orderly end would wait for the others, which wait for this process.

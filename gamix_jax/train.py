@@ -18,12 +18,16 @@ from gamix_jax.logs import MetricLog, holds_evaluation
 from gamix_jax.loop import Run, run_steps
 from gamix_jax.parallel import put_on_devices, replicate
 from gamix_jax.pods import agree, fingerprint, gather, software
+from gamix_jax.profiling import check_steps
 from gamix_jax.resume import check_continued
 from gamix_jax.state import TrainState, create_state, with_raw_key
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: Path, accept_changes: bool = False
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    accept_changes: bool = False,
+    profile: range = range(0),
 ) -> TrainState:
     """Trains to `config.train.steps`, going on from the newest checkpoint in `workdir` if there is one.
 
@@ -37,18 +41,19 @@ def train(
       workdir: folder of the run, made if missing.
       accept_changes: go on with a configuration that the run was not begun with, as far
         as `resume.check_continued` allows it.
+      profile: steps that are traced, to WORKDIR/profile; step n begins when n are done.
 
     Returns:
       The last state.
 
     Raises:
-      InputError: bad configuration, data, folder or checkpoint, processes that do not
-        agree, a disk or a memory that is full, or a loss that is not finite.
+      InputError: bad configuration, data, folder or checkpoint, steps to trace that the
+        run does not make, processes that do not agree, a disk or a memory that is full, or a loss that is not finite.
     """
     console = Console(quiet=jax.process_index() > 0)
     try:
         with contextlib.ExitStack() as stack:
-            return _train(config, workdir, accept_changes, console, stack)
+            return _train(config, workdir, accept_changes, profile, console, stack)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -69,11 +74,13 @@ def _train(
     config: ml_collections.ConfigDict,
     workdir: Path,
     accept_changes: bool,
+    profile: range,
     console: Console,
     stack: contextlib.ExitStack,
 ) -> TrainState:
     """As `train`; what is to be closed goes to the stack."""
-    images, state = agree(lambda: _open(config, workdir, console, stack))
+    check_steps(profile, 0, config.train.steps)
+    images = agree(lambda: _open(config, workdir, console, stack))
     agree(lambda: (None, {"the holder of --workdir's lock": read_holder(workdir)}))
     checkpoints = Checkpoints(workdir, config.train.checkpoints_kept)
     stack.callback(checkpoints.close)
@@ -98,14 +105,19 @@ def _train(
         console.print(f"train: read by {workers} processes")
     begun_with = flatten(config) | {"number of training images": len(images["train"])}
     pending = False
-    if checkpoints.latest_step() is not None:
+    if checkpoints.latest_step() is None:
+        state = agree(lambda: _begin(config, workdir))
+    else:
 
         def restore() -> tuple[tuple, dict[str, Any]]:
+            check_steps(profile, checkpoints.latest_step(), config.train.steps)
             saved = checkpoints.read_position()
             changes = check_continued(
                 saved.get("begun_with", {}), begun_with, accept_changes
             )
-            found = checkpoints.restore(state), saved, changes
+            # Its shapes suffice, so that it is not compiled.
+            like = jax.eval_shape(lambda: create_state(config))
+            found = checkpoints.restore(like), saved, changes
             return found, {
                 "the step gone on from": checkpoints.latest_step(),
                 "the state restored": _digest(found[0]),
@@ -130,7 +142,17 @@ def _train(
             json.dumps(config.to_dict(), indent=2) + "\n"
         )
         log = stack.enter_context(MetricLog(workdir, int(state.step)))
-    run = Run(config, workdir, images, batches, begun_with, checkpoints, log, console)
+    run = Run(
+        config,
+        workdir,
+        images,
+        batches,
+        begun_with,
+        checkpoints,
+        log,
+        console,
+        profile,
+    )
     return run_steps(run, replicate(state), pending)
 
 
@@ -139,8 +161,8 @@ def _open(
     workdir: Path,
     console: Console,
     stack: contextlib.ExitStack,
-) -> tuple[tuple[dict[str, data.Images], TrainState], dict[str, Any]]:
-    """The images and the first state, the folder locked; and what all processes must find alike."""
+) -> tuple[dict[str, data.Images], dict[str, Any]]:
+    """The images, the folder locked; and what all processes must find alike."""
     check_config(config, jax.device_count())
     images = {
         split: data.open_images(config.data, split) for split in ("train", "test")
@@ -150,16 +172,22 @@ def _open(
     make_folder(workdir, "workdir")
     if jax.process_index() == 0:
         stack.enter_context(locked(workdir, console.print))
-    state = create_state(config)
-    check_room(workdir, state)
     facts = {}
     if jax.process_count() > 1:
         facts = software() | {f"config.{k}": v for k, v in flatten(config).items()}
-        facts["the first state"] = _digest(state)
         for split, of_split in images.items():
             facts[f"the number of {split} images"] = len(of_split)
             facts[f"the first {split} image"] = fingerprint(of_split[0])
-    return (images, state), facts
+    return images, facts
+
+
+def _begin(
+    config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[TrainState, dict[str, Any]]:
+    """The first state; and what all processes must find alike."""
+    state = create_state(config)
+    check_room(workdir, state)
+    return state, {"the first state": _digest(state)}
 
 
 def _digest(state: TrainState) -> str | None:
