@@ -96,6 +96,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.bottleneck = 64  # channels of the feature maps next to the latent vector
     model.norm = "batch"  # batch | group | affine
     model.input_norm = False  # of each image; removes its mean colour and contrast
+    model.remat = False  # keep what enters a block, compute the rest again: less memory
     model.dtype = "float32"  # float32 | bfloat16, of the networks' computation
 
     config.discriminator = discriminator = ml_collections.ConfigDict()

@@ -279,6 +279,37 @@ def test_bfloat16_computes_narrow_and_keeps_wide():
     assert logits.dtype == jnp.float32
 
 
+def test_remat_changes_memory_alone():
+    """Names, values, statistics and gradients are as without; the blocks' insides are not kept."""
+    images, keys = jnp.asarray(noise(4, 8, 8, 1)), jax.random.split(KEY, 4)
+    results, kept = [], []
+    for remat in (False, True):
+        model = tiny(norm="batch", remat=remat)
+        variables = initialized(model, images, keys)
+
+        @jax.jit
+        def loss(params, model=model, rest=variables["batch_stats"]):
+            coding, updates = jax.vmap(  # for the axis of batch normalisation
+                lambda x, k: model.apply(
+                    {"params": params, "batch_stats": rest},
+                    x,
+                    k,
+                    train=True,
+                    mutable=["batch_stats"],
+                ),
+                axis_name="batch",
+            )(images[None], keys[None])
+            return jnp.sum(jnp.square(coding.reconstruction)), updates
+
+        value, pull_back, updates = jax.vjp(loss, variables["params"], has_aux=True)
+        results.append((value, updates, pull_back(jnp.ones_like(value))))
+        kept.append(sum(x.size for x in jax.tree.leaves(pull_back)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
+    )
+    assert kept[1] < kept[0]
+
+
 def test_decode_takes_any_leading_axes():
     model, z = tiny(), noise(2, 3, 4)
     variables = initialized(model, noise(2, 8, 8, 1), jax.random.split(KEY, 2))

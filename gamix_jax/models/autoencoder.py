@@ -130,7 +130,7 @@ class Autoencoder(nn.Module):
       encoder_blocks, decoder_blocks: residual blocks a stage.
       bottleneck: channels of the feature maps next to the latent vector.
       norm: "batch", "group" or "affine" (see `Normalization`).
-      input_norm: see `Encoder`.
+      input_norm, remat: see `Encoder`.
       dtype: of the computation, float32 or bfloat16; parameters and posterior are
         float32.
     """
@@ -148,6 +148,7 @@ class Autoencoder(nn.Module):
     bottleneck: int = 64
     norm: Norm = "batch"
     input_norm: bool = False
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -157,6 +158,7 @@ class Autoencoder(nn.Module):
             self.bottleneck,
             self.norm,
             self.input_norm,
+            self.remat,
             self.dtype,
         )
         self.head = MixtureHead(self.latent_size, self.components, self.weights)
@@ -173,6 +175,7 @@ class Autoencoder(nn.Module):
             self.decoder_blocks,
             self.bottleneck,
             self.norm,
+            self.remat,
             self.dtype,
         )
 

@@ -37,7 +37,7 @@ def convolve(
     Returns:
       [B, H', W', F].
     """
-    strides = tuple(strides)
+    x, kernel, strides = jnp.asarray(x), jnp.asarray(kernel), tuple(strides)
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(
             x.shape[1:3], kernel.shape[:2], strides, padding

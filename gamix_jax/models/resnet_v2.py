@@ -1,6 +1,7 @@
 """ResNetV2 encoder and decoder (pre-activation residual blocks, He et al. 2016), as arXiv 2309.13160 arranges them."""
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -114,6 +115,22 @@ class UpsampleBlock(nn.Module):
         )
 
 
+def _blocks(remat: bool, norm: Norm, dtype: jnp.dtype) -> Callable[..., nn.Module]:
+    """A maker of blocks, of a class and its own arguments, named as Flax names them, with remat or without.
+
+    With remat a block's activations are computed again for the gradient, not kept.
+    """
+    made = collections.Counter()
+
+    def make(block: type[nn.Module], **arguments) -> nn.Module:
+        name = f"{block.__name__}_{made[block]}"
+        made[block] += 1
+        block = nn.remat(block, static_argnums=(2,)) if remat else block
+        return block(norm=norm, dtype=dtype, name=name, **arguments)
+
+    return make
+
+
 class Encoder(nn.Module):
     """ResNetV2 encoder: a 3x3 convolution, per stage `blocks` residual blocks and one of stride 2, a 1x1 convolution.
 
@@ -126,6 +143,8 @@ class Encoder(nn.Module):
       input_norm: normalise each channel of an image over its pixels first, with a
         learned scale and offset per pixel, as the published code does. It removes the
         image's mean colour and contrast.
+      remat: keep only what enters each block for the gradient, and compute the rest
+        again (Chen et al. 2016): less memory, more time.
       dtype: of the computation, float32 or bfloat16; parameters are float32.
     """
 
@@ -134,6 +153,7 @@ class Encoder(nn.Module):
     bottleneck: int = 64
     norm: Norm = "batch"
     input_norm: bool = False
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -157,10 +177,11 @@ class Encoder(nn.Module):
                 dtype=self.dtype,
             )(x)
         x = Conv(self.widths[0], (3, 3), dtype=self.dtype)(x)
+        make = _blocks(self.remat, self.norm, self.dtype)
         for width in (*self.widths[1:], self.widths[-1]):
             for _ in range(self.blocks):
-                x = ResidualBlock(self.norm, self.dtype)(x, train)
-            x = DownsampleBlock(width, self.norm, self.dtype)(x, train)
+                x = make(ResidualBlock)(x, train)
+            x = make(DownsampleBlock, features=width)(x, train)
         return Conv(self.bottleneck, (1, 1), dtype=self.dtype)(x)
 
 
@@ -178,6 +199,7 @@ class Decoder(nn.Module):
       blocks: residual blocks before the upsampling block of each stage.
       bottleneck: channels of the first feature map.
       norm: "batch", "group" or "affine" (see `Normalization`).
+      remat: see `Encoder`.
       dtype: of the computation, float32 or bfloat16; parameters are float32.
     """
 
@@ -187,6 +209,7 @@ class Decoder(nn.Module):
     blocks: int = 1
     bottleneck: int = 64
     norm: Norm = "batch"
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -204,8 +227,9 @@ class Decoder(nn.Module):
         x = nn.Dense(size * size * self.bottleneck, dtype=self.dtype)(z)
         x = x.reshape(-1, size, size, self.bottleneck)
         x = Conv(self.widths[-1], (3, 3), dtype=self.dtype)(x)
+        make = _blocks(self.remat, self.norm, self.dtype)
         for width in (*self.widths[-2::-1], self.channels):
             for _ in range(self.blocks):
-                x = ResidualBlock(self.norm, self.dtype)(x, train)
-            x = UpsampleBlock(width, self.norm, self.dtype)(x, train)
+                x = make(ResidualBlock)(x, train)
+            x = make(UpsampleBlock, features=width)(x, train)
         return Conv(self.channels, (1, 1), dtype=self.dtype)(x).astype(jnp.float32)
