@@ -1,0 +1,320 @@
+"""What it costs to spread one training step over devices and processes, and pmap beside jit(shard_map) of that step.
+
+    python benchmarks/scaling.py --json=benchmarks/scaling.json
+
+The global batch stays the same. 8 is one process with 8 devices, 2x4 two processes with 4
+each. Without GPUs the devices are shares of one CPU: more of them make nothing faster,
+and what is above one device's time is the overhead of the mapping. With GPUs the same
+command uses those that are there. Each step is taken by `map_over_devices` (pmap) and by
+the shard_map below, which must give the same state and metrics before anything is timed.
+A call is a step that only adds 1 to as many scalars as the state has arrays: the time of
+the host. Last comes the model of communication over real links, for the step times given
+(--step_ms celeba=45), else for an assumed rate of arithmetic.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import record
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
+
+from gamix_jax import describe, pods
+from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
+from gamix_jax.state import create_state
+from gamix_jax.steps import AXIS, make_train_step
+
+MODELLED = ("celeba", "celeba:128", "celeba_hq")
+ROUNDS = 5
+ROUNDING = 1e-4  # of a float32 sum in another order, relative; Adam enlarges it
+
+
+def shard_over_devices(step: Callable, donate_state: bool = False) -> Callable:
+    """What `map_over_devices` does, by jit(shard_map)."""
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    specs = (PartitionSpec(), PartitionSpec(AXIS))
+    mapped = jax.jit(
+        jax.shard_map(
+            lambda state, batch: step(state, jax.tree.map(lambda x: x[0], batch)),
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec(),
+            check_vma=False,  # gradients as under pmap: the step averages them itself
+        ),
+        donate_argnums=(0,) if donate_state else (),
+    )
+    waits = jax.device_count() > 1 and jax.default_backend() == "cpu"  # as parallel.py
+
+    def run(state: Any, batch: Any) -> Any:
+        if jax.process_count() > 1:  # what is global already stays as it is
+            state, batch = (
+                multihost_utils.host_local_array_to_global_array(tree, mesh, spec)
+                for tree, spec in zip((state, batch), specs, strict=True)
+            )
+        result = mapped(state, batch)
+        return jax.block_until_ready(result) if waits else result
+
+    return run
+
+
+FORMS = {"pmap": map_over_devices, "shard_map": shard_over_devices}
+
+
+def only_count(state: Any, _: jax.Array) -> tuple[Any, jax.Array]:
+    """A step without work."""
+    state = jax.tree.map(lambda x: x + 1, state)
+    return state, jax.lax.pmean(state.step, AXIS)
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest relative difference, in norm, of two (state, metrics): of the metrics one by one, of the state's parts."""
+    parts = []
+    for state, metrics in (a, b):
+        state = state.replace(key=jax.random.key_data(state.key))
+        parts.append([*vars(state).values(), *metrics.values()])
+
+    def norm(x: Any) -> float:
+        leaves = [np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(x)]
+        return float(np.linalg.norm(np.concatenate([*leaves, np.zeros(1)])))
+
+    return max(
+        norm(jax.tree.map(np.subtract, x, y)) / max(norm(x), 1e-6)
+        for x, y in zip(*map(jax.device_get, parts), strict=True)
+    )
+
+
+def serve(name: str, batch_size: int | None) -> None:
+    """Works in a process of its own: says that it is ready, then reads what to call and how often."""
+    config = record.load_config(name)
+    count = (batch_size or config.train.batch_size) // jax.process_count()
+    shape = (jax.process_count(), count, *[config.data.size] * 2, config.data.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    batch = put_on_devices(images[jax.process_index()])
+    steps = {"step": make_train_step(config), "call": only_count}
+    functions, results = {}, {}
+
+    def prepare(what: str, form: str) -> Callable[[], Any]:
+        mapped = FORMS[form](steps[what], donate_state=True)
+        state = create_state(config)
+        if what == "call":
+            state = jax.tree.map(lambda x: jnp.zeros(()), state)
+        state = replicate(state)
+
+        def go_on() -> Any:
+            nonlocal state
+            state, metrics = mapped(state, batch)
+            return state, metrics
+
+        return go_on
+
+    for what in steps:
+        for form in FORMS:
+            functions[f"{what} {form}"] = function = prepare(what, form)
+            results[what, form] = jax.device_get(function())
+    found = difference(*(results["step", form] for form in FORMS))
+    metrics = {k: float(v) for k, v in results["step", "pmap"][1].items()}
+    answer = {"difference": found, "metrics": metrics, "backend": jax.default_backend()}
+    print(json.dumps(answer), flush=True)
+    for line in sys.stdin:
+        function, calls = json.loads(line)
+        for _ in range(calls):
+            result = functions[function]()
+        jax.block_until_ready(result)
+        print("{}", flush=True)
+
+
+class Layout:
+    """Processes that hold a step ready, such as "8" or "2x4" (processes x devices of each)."""
+
+    def __init__(self, layout: str, name: str, gpus: int, extra: list[str]):
+        processes, devices = [1, *map(int, layout.split("x"))][-2:]
+        self.devices, self.processes = processes * devices, []
+        with socket.socket() as listener:
+            listener.bind(("localhost", 0))
+            port = listener.getsockname()[1]
+        flag = f" --xla_force_host_platform_device_count={devices}"
+        for i in range(processes):
+            mine = range(i * devices, (i + 1) * devices)
+            environment = os.environ | {
+                "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + flag,
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # all layouts are held at once
+            }
+            if gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
+            process = [f"localhost:{port}", str(processes), str(i)]
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, "--serve", name, *process, *extra],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        self.checked = self._hear()
+
+    def call(self, function: str, calls: int) -> None:
+        """Takes a step so often; returns when all processes have."""
+        for process in self.processes:
+            process.stdin.write(json.dumps([function, calls]) + "\n")
+            process.stdin.flush()
+        self._hear()
+
+    def _hear(self) -> dict[str, Any]:
+        answers = []
+        for process in self.processes:
+            line = process.stdout.readline()
+            while line and not line.startswith("{"):  # Gloo speaks too
+                line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"A process ended with code {process.wait()}.")
+            answers.append(json.loads(line))
+        return answers[0]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.stdin.close()
+        for process in self.processes:
+            process.wait()
+
+
+def measure(
+    name: str, layouts: list[str], gpus: int, seconds: float, extra: list[str]
+) -> list[dict[str, Any]]:
+    """A row for each layout; the first is what the others are compared with."""
+    with contextlib.ExitStack() as stack:
+        opened = {}
+        for layout in layouts:
+            opened[layout] = Layout(layout, name, gpus, extra)
+            stack.callback(opened[layout].close)
+        first = opened[layouts[0]].checked["metrics"]
+        for layout, of_layout in opened.items():
+            checked = of_layout.checked
+            if not checked["difference"] < ROUNDING:
+                raise RuntimeError(f"{name} {layout}: the forms differ: {checked}.")
+            np.testing.assert_allclose(
+                *([m[k] for k in first] for m in (first, checked["metrics"])),
+                rtol=1e-3,
+                atol=1e-4,
+                err_msg=f"{name}: the metrics of {layouts[0]} and {layout}",
+            )
+        functions, calls = {}, {}
+        for layout, of_layout in opened.items():
+            for what in ("step", "call"):
+                for form in FORMS:
+                    function, key = f"{what} {form}", (layout, what, form)
+                    of_layout.call(function, 2)
+                    start = time.perf_counter()
+                    of_layout.call(function, 2)
+                    of_one = (time.perf_counter() - start) / 2
+                    calls[key] = max(1, round(seconds / of_one))
+                    functions[key] = functools.partial(
+                        of_layout.call, function, calls[key]
+                    )
+        taken = record.time_in_turn(functions, ROUNDS, seconds=0.0)  # one turn a round
+    times = {key: 1e3 * x / calls[key] for key, x in taken.items()}
+    rows = []
+    for layout, of_layout in opened.items():
+        pmap, shard_map = (times[layout, "step", form] for form in FORMS)
+        one = times[layouts[0], "step", "pmap"]
+        row = {"config": name, "devices": layout, "pmap, ms a step": np.median(pmap)}
+        row[f"to {layouts[0]}"] = np.median(pmap / one)
+        row["shard_map, ms a step"] = np.median(shard_map)
+        row["shard_map / pmap"] = np.median(shard_map / pmap)
+        for form in FORMS:
+            row[f"{form}, ms a call"] = np.median(times[layout, "call", form])
+        row["relative difference"] = of_layout.checked["difference"]
+        rows.append(
+            {
+                k: float(v) if v is not layout and not isinstance(v, str) else v
+                for k, v in row.items()
+            }
+        )
+    return rows
+
+
+def model(step_ms: dict[str, float]) -> list[dict[str, Any]]:
+    """The share of a step spent computing over real links, where sums wait for it; see `describe.scaling_table`."""
+    rows = []
+    for name in MODELLED:
+        config = record.load_config(name)
+        images = config.train.batch_size
+        sent = sum(describe.reduced_bytes(config).values())
+        flop = describe.training_gflop_per_image(config) * 1e9 * images
+        seconds = step_ms.get(name, 1e3 * flop / describe.ASSUMED_FLOP_RATE) / 1e3
+        for devices in describe.DEVICES:
+            row = {
+                "config": name,
+                "images a device": images,
+                "ms a step": 1e3 * seconds,
+            }
+            row["of the step"] = "measured" if name in step_ms else "assumed"
+            row |= {"devices": devices, "MiB summed": sent / 2**20}
+            for link, (rate, most) in describe.LINKS.items():
+                share = seconds / (seconds + describe.ring_seconds(sent, devices, rate))
+                row[link.replace("\n", ", ")] = (
+                    f"{share:.1%}" if devices <= most else "-"
+                )
+            rows.append(row)
+    return rows
+
+
+def count_gpus() -> int:
+    """Seen by another process, so that this one holds none of them."""
+    code = "import jax; print(jax.device_count() * (jax.default_backend() == 'gpu'))"
+    command = [sys.executable, "-c", code]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--configs", nargs="*", default=["digits", "celeba:small"])
+    parser.add_argument("--devices", nargs="+", default=["1", "2", "4", "8", "2x4"])
+    parser.add_argument("--batch", type=int, help="images of all devices [config's]")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    parser.add_argument("--step_ms", nargs="*", default=[], help="CONFIG=MILLISECONDS")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    extra = [] if options.batch is None else [f"--batch={options.batch}"]
+    if options.serve:
+        name, address, processes, process = options.serve
+        if int(processes) > 1:
+            words = pods.start_processes(address, int(processes), int(process))
+        serve(name, options.batch)
+        if int(processes) > 1:
+            words.close()
+        return
+    gpus = count_gpus()
+    layouts = [
+        layout
+        for layout in options.devices
+        if not gpus or np.prod([int(x) for x in layout.split("x")]) <= gpus
+    ]
+    rows = []
+    for name in options.configs:
+        rows += measure(name, layouts, gpus, options.seconds, extra)
+    if rows:
+        record.show(rows, "The same global batch over more devices")
+    step_ms = {k: float(v) for k, _, v in (x.partition("=") for x in options.step_ms)}
+    modelled = model(step_ms)
+    assumed = f"{describe.ASSUMED_FLOP_RATE / 1e12:.0f} TFLOP/s"
+    record.show(modelled, f"Model: share of a step spent computing ({assumed} assumed)")
+    record.write(options.json, {"rows": rows, "model": modelled})
+
+
+if __name__ == "__main__":
+    main()
