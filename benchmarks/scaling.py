@@ -104,14 +104,16 @@ def serve(name: str, batch_size: int | None) -> None:
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     batch = put_on_devices(images[jax.process_index()])
     steps = {"step": make_train_step(config), "call": only_count}
+    initial = create_state(config)
+    starts = {
+        "step": initial,
+        "call": jax.tree.map(lambda x: jnp.zeros(()), initial),
+    }
     functions, results = {}, {}
 
     def prepare(what: str, form: str) -> Callable[[], Any]:
         mapped = FORMS[form](steps[what], donate_state=True)
-        state = create_state(config)
-        if what == "call":
-            state = jax.tree.map(lambda x: jnp.zeros(()), state)
-        state = replicate(state)
+        state = replicate(jax.tree.map(jnp.copy, starts[what]))
 
         def go_on() -> Any:
             nonlocal state
