@@ -37,7 +37,6 @@ from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import create_state
 from gamix_jax.steps import AXIS, make_train_step
 
-MODELLED = ("celeba", "celeba:128", "celeba_hq")
 ROUNDS = 5
 ROUNDING = 1e-4  # of a float32 sum in another order, relative; Adam enlarges it
 
@@ -128,7 +127,7 @@ def serve(name: str, batch_size: int | None) -> None:
             results[what, form] = jax.device_get(function())
     found = difference(*(results["step", form] for form in FORMS))
     metrics = {k: float(v) for k, v in results["step", "pmap"][1].items()}
-    answer = {"difference": found, "metrics": metrics, "backend": jax.default_backend()}
+    answer = {"difference": found, "metrics": metrics, "devices": jax.device_count()}
     print(json.dumps(answer), flush=True)
     for line in sys.stdin:
         function, calls = json.loads(line)
@@ -205,6 +204,8 @@ def measure(
         first = opened[layouts[0]].checked["metrics"]
         for layout, of_layout in opened.items():
             checked = of_layout.checked
+            if checked["devices"] != of_layout.devices:
+                raise RuntimeError(f"{layout} has {checked['devices']} devices.")
             if not checked["difference"] < ROUNDING:
                 raise RuntimeError(f"{name} {layout}: the forms differ: {checked}.")
             np.testing.assert_allclose(
@@ -239,19 +240,14 @@ def measure(
         for form in FORMS:
             row[f"{form}, ms a call"] = np.median(times[layout, "call", form])
         row["relative difference"] = of_layout.checked["difference"]
-        rows.append(
-            {
-                k: float(v) if v is not layout and not isinstance(v, str) else v
-                for k, v in row.items()
-            }
-        )
+        rows.append(row)
     return rows
 
 
-def model(step_ms: dict[str, float]) -> list[dict[str, Any]]:
+def model(names: list[str], step_ms: dict[str, float]) -> list[dict[str, Any]]:
     """The share of a step spent computing over real links, where sums wait for it; see `describe.scaling_table`."""
     rows = []
-    for name in MODELLED:
+    for name in names:
         config = record.load_config(name)
         images = config.train.batch_size
         sent = sum(describe.reduced_bytes(config).values())
@@ -287,6 +283,8 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=["1", "2", "4", "8", "2x4"])
     parser.add_argument("--batch", type=int, help="images of all devices [config's]")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    modelled = ["celeba", "celeba:128", "celeba_hq"]
+    parser.add_argument("--model", nargs="*", default=modelled, help="configs of it")
     parser.add_argument("--step_ms", nargs="*", default=[], help="CONFIG=MILLISECONDS")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
@@ -312,9 +310,10 @@ def main() -> None:
     if rows:
         record.show(rows, "The same global batch over more devices")
     step_ms = {k: float(v) for k, _, v in (x.partition("=") for x in options.step_ms)}
-    modelled = model(step_ms)
-    assumed = f"{describe.ASSUMED_FLOP_RATE / 1e12:.0f} TFLOP/s"
-    record.show(modelled, f"Model: share of a step spent computing ({assumed} assumed)")
+    modelled = model(options.model, step_ms)
+    if modelled:
+        assumed = f"{describe.ASSUMED_FLOP_RATE / 1e12:.0f} TFLOP/s assumed"
+        record.show(modelled, f"Model: share of a step spent computing ({assumed})")
     record.write(options.json, {"rows": rows, "model": modelled})
 
 
