@@ -57,10 +57,15 @@ def shard_over_devices(step: Callable, donate_state: bool = False) -> Callable:
     )
     waits = jax.device_count() > 1 and jax.default_backend() == "cpu"  # as parallel.py
 
+    def everywhere(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if not x.is_fully_addressable:  # as it came out of the last step
+            return x
+        return multihost_utils.host_local_array_to_global_array(x, mesh, spec)
+
     def run(state: Any, batch: Any) -> Any:
-        if jax.process_count() > 1:  # what is global already stays as it is
+        if jax.process_count() > 1:
             state, batch = (
-                multihost_utils.host_local_array_to_global_array(tree, mesh, spec)
+                jax.tree.map(lambda x, spec=spec: everywhere(x, spec), tree)
                 for tree, spec in zip((state, batch), specs, strict=True)
             )
         result = mapped(state, batch)
