@@ -40,9 +40,9 @@ def environment() -> dict[str, Any]:
 
 
 def load_config(name: str) -> ml_collections.ConfigDict:
-    """The configuration of a file in configs/, such as "digits" or, with its variant, "celeba:small"."""
+    """The configuration of a file in configs/, such as "digits" or, with its variant, "celeba:small"; or of another, by its absolute path without ".py"."""
     stem, *variant = name.split(":")
-    path = Path(__file__).parents[1] / f"configs/{stem}.py"
+    path = Path(__file__).parents[1] / "configs" / f"{stem}.py"
     return runpy.run_path(str(path))["get_config"](*variant)
 
 

@@ -27,12 +27,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import links
 import numpy as np
 import record
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
-from gamix_jax import describe, pods
+from gamix_jax import pods
 from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import create_state
 from gamix_jax.steps import AXIS, make_train_step
@@ -145,7 +146,7 @@ def serve(name: str, batch_size: int | None) -> None:
 class Layout:
     """Processes that hold a step ready, such as "8" or "2x4" (processes x devices of each)."""
 
-    def __init__(self, layout: str, name: str, gpus: int, extra: list[str]):
+    def __init__(self, layout: str, name: str, gpus: list[str], extra: list[str]):
         processes, devices = [1, *map(int, layout.split("x"))][-2:]
         self.devices, self.processes = processes * devices, []
         with socket.socket() as listener:
@@ -153,13 +154,13 @@ class Layout:
             port = listener.getsockname()[1]
         flag = f" --xla_force_host_platform_device_count={devices}"
         for i in range(processes):
-            mine = range(i * devices, (i + 1) * devices)
             environment = os.environ | {
                 "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + flag,
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # all layouts are held at once
             }
             if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
+                mine = gpus[i * devices : (i + 1) * devices]
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
             process = [f"localhost:{port}", str(processes), str(i)]
             self.processes.append(
                 subprocess.Popen(
@@ -198,7 +199,7 @@ class Layout:
 
 
 def measure(
-    name: str, layouts: list[str], gpus: int, seconds: float, extra: list[str]
+    name: str, layouts: list[str], gpus: list[str], seconds: float, extra: list[str]
 ) -> list[dict[str, Any]]:
     """A row for each layout; the first is what the others are compared with."""
     with contextlib.ExitStack() as stack:
@@ -249,37 +250,13 @@ def measure(
     return rows
 
 
-def model(names: list[str], step_ms: dict[str, float]) -> list[dict[str, Any]]:
-    """The share of a step spent computing over real links, where sums wait for it; see `describe.scaling_table`."""
-    rows = []
-    for name in names:
-        config = record.load_config(name)
-        images = config.train.batch_size
-        sent = sum(describe.reduced_bytes(config).values())
-        flop = describe.training_gflop_per_image(config) * 1e9 * images
-        seconds = step_ms.get(name, 1e3 * flop / describe.ASSUMED_FLOP_RATE) / 1e3
-        for devices in describe.DEVICES:
-            row = {
-                "config": name,
-                "images a device": images,
-                "ms a step": 1e3 * seconds,
-            }
-            row["of the step"] = "measured" if name in step_ms else "assumed"
-            row |= {"devices": devices, "MiB summed": sent / 2**20}
-            for link, (rate, most) in describe.LINKS.items():
-                share = seconds / (seconds + describe.ring_seconds(sent, devices, rate))
-                row[link.replace("\n", ", ")] = (
-                    f"{share:.1%}" if devices <= most else "-"
-                )
-            rows.append(row)
-    return rows
-
-
-def count_gpus() -> int:
-    """Seen by another process, so that this one holds none of them."""
+def find_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them; seen by another process, so that this one holds none of them."""
     code = "import jax; print(jax.device_count() * (jax.default_backend() == 'gpu'))"
     command = [sys.executable, "-c", code]
-    return int(subprocess.run(command, capture_output=True, check=True).stdout)
+    count = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return names.split(",")[:count]
 
 
 def main() -> None:
@@ -303,22 +280,23 @@ def main() -> None:
         if int(processes) > 1:
             words.close()
         return
-    gpus = count_gpus()
+    gpus = find_gpus()
     layouts = [
         layout
         for layout in options.devices
-        if not gpus or np.prod([int(x) for x in layout.split("x")]) <= gpus
+        if not gpus or np.prod([int(x) for x in layout.split("x")]) <= len(gpus)
     ]
+    if not layouts:
+        parser.error(f"--devices: there are {len(gpus)} GPUs")
     rows = []
     for name in options.configs:
         rows += measure(name, layouts, gpus, options.seconds, extra)
     if rows:
         record.show(rows, "The same global batch over more devices")
     step_ms = {k: float(v) for k, _, v in (x.partition("=") for x in options.step_ms)}
-    modelled = model(options.model, step_ms)
+    modelled = links.model(options.model, step_ms)
     if modelled:
-        assumed = f"{describe.ASSUMED_FLOP_RATE / 1e12:.0f} TFLOP/s assumed"
-        record.show(modelled, f"Model: share of a step spent computing ({assumed})")
+        record.show(modelled, "Model: share of a step spent computing")
     record.write(options.json, {"rows": rows, "model": modelled})
 
 

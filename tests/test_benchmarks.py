@@ -11,6 +11,7 @@ import pytest
 from test_main import ROOT
 from test_steps import tiny_config
 
+from gamix_jax.config import flatten
 from gamix_jax.state import create_state
 
 
@@ -33,11 +34,25 @@ def rows(script, tmp_path, *arguments):
     return content["rows"]
 
 
+@pytest.fixture
+def tiny(tmp_path):
+    """A file of a configuration, as the scripts take it."""
+    values = flatten(tiny_config())
+    (tmp_path / "tiny.py").write_text(
+        "from gamix_jax.config import default_config\n\n\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        f"    config.update_from_flattened_dict({values!r})\n"
+        "    return config\n"
+    )
+    return str(tmp_path / "tiny")
+
+
 @pytest.mark.slow
-def test_scaling(tmp_path):
+def test_scaling(tmp_path, tiny):
     """One process, and two: the script itself compares their metrics, and pmap's with shard_map's."""
     found = rows(
-        *("scaling.py", tmp_path, "--configs=digits", "--model"),
+        *("scaling.py", tmp_path, "--configs", tiny, "--model", tiny),
         *("--devices", "1", "2x1", "--batch=8", "--seconds=0.01"),
     )
     assert [row["devices"] for row in found] == ["1", "2x1"]
@@ -59,9 +74,9 @@ def test_scaling_tells_another_step_from_rounding(monkeypatch):
 
 
 @pytest.mark.slow
-def test_inference(tmp_path):
+def test_inference(tmp_path, tiny):
     found = rows(
-        *("inference.py", tmp_path, "--configs=digits", "--seconds=0.01"),
+        *("inference.py", tmp_path, "--configs", tiny, "--seconds=0.01"),
         *("--batches", "1", "3"),
     )
     assert [(row["batch"], row["operation"]) for row in found] == [
@@ -73,10 +88,10 @@ def test_inference(tmp_path):
 
 
 @pytest.mark.slow
-def test_input_pipeline(tmp_path):
+def test_input_pipeline(tmp_path, tiny):
     found = rows(
         *("input_pipeline.py", tmp_path, "--sizes=16", "--workers", "0", "1"),
-        *("--eats=digits", "--seconds=0.1"),
+        *("--eats", tiny, "--seconds=0.1"),
     )
     sources = ["plain loop of Pillow", *["folder"] * 2, *["prepared"] * 2]
     sources += [*["array (.npy)"] * 2, "in memory"]
