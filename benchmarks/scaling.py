@@ -15,7 +15,9 @@ the host. Last comes the model of communication over real links, for the step ti
 import argparse
 import contextlib
 import functools
+import itertools
 import json
+import math
 import os
 import socket
 import subprocess
@@ -110,14 +112,11 @@ def serve(name: str, batch_size: int | None) -> None:
     batch = put_on_devices(images[jax.process_index()])
     steps = {"step": make_train_step(config), "call": only_count}
     initial = create_state(config)
-    starts = {
-        "step": initial,
-        "call": jax.tree.map(lambda x: jnp.zeros(()), initial),
-    }
+    scalars = jax.tree.map(lambda x: jnp.zeros(()), initial)
+    starts = {"step": initial, "call": scalars}
     functions, results = {}, {}
 
-    def prepare(what: str, form: str) -> Callable[[], Any]:
-        mapped = FORMS[form](steps[what], donate_state=True)
+    def prepare(what: str, mapped: Callable) -> Callable[[], Any]:
         state = replicate(jax.tree.map(jnp.copy, starts[what]))
 
         def go_on() -> Any:
@@ -128,8 +127,9 @@ def serve(name: str, batch_size: int | None) -> None:
         return go_on
 
     for what in steps:
-        for form in FORMS:
-            functions[f"{what} {form}"] = function = prepare(what, form)
+        for form, mapping in FORMS.items():
+            function = prepare(what, mapping(steps[what], donate_state=True))
+            functions[f"{what} {form}"] = function
             results[what, form] = jax.device_get(function())
     found = difference(*(results["step", form] for form in FORMS))
     metrics = {k: float(v) for k, v in results["step", "pmap"][1].items()}
@@ -143,11 +143,15 @@ def serve(name: str, batch_size: int | None) -> None:
         print("{}", flush=True)
 
 
+def _numbers(layout: str) -> list[int]:
+    return [int(number) for number in layout.split("x")]
+
+
 class Layout:
     """Processes that hold a step ready, such as "8" or "2x4" (processes x devices of each)."""
 
     def __init__(self, layout: str, name: str, gpus: list[str], extra: list[str]):
-        processes, devices = [1, *map(int, layout.split("x"))][-2:]
+        processes, devices = [1, *_numbers(layout)][-2:]
         self.devices, self.processes = processes * devices, []
         with socket.socket() as listener:
             listener.bind(("localhost", 0))
@@ -221,18 +225,15 @@ def measure(
                 err_msg=f"{name}: the metrics of {layouts[0]} and {layout}",
             )
         functions, calls = {}, {}
-        for layout, of_layout in opened.items():
-            for what in ("step", "call"):
-                for form in FORMS:
-                    function, key = f"{what} {form}", (layout, what, form)
-                    of_layout.call(function, 2)
-                    start = time.perf_counter()
-                    of_layout.call(function, 2)
-                    of_one = (time.perf_counter() - start) / 2
-                    calls[key] = max(1, round(seconds / of_one))
-                    functions[key] = functools.partial(
-                        of_layout.call, function, calls[key]
-                    )
+        for key in itertools.product(opened, ("step", "call"), FORMS):
+            layout, *function = key
+            take = functools.partial(opened[layout].call, " ".join(function))
+            take(2)
+            start = time.perf_counter()
+            take(2)
+            of_one = (time.perf_counter() - start) / 2
+            calls[key] = max(1, round(seconds / of_one))
+            functions[key] = functools.partial(take, calls[key])
         taken = record.time_in_turn(functions, ROUNDS, seconds=0.0)  # one turn a round
     times = {key: 1e3 * x / calls[key] for key, x in taken.items()}
     rows = []
@@ -281,11 +282,9 @@ def main() -> None:
             words.close()
         return
     gpus = find_gpus()
-    layouts = [
-        layout
-        for layout in options.devices
-        if not gpus or np.prod([int(x) for x in layout.split("x")]) <= len(gpus)
-    ]
+    layouts = options.devices
+    if gpus:
+        layouts = [x for x in layouts if math.prod(_numbers(x)) <= len(gpus)]
     if not layouts:
         parser.error(f"--devices: there are {len(gpus)} GPUs")
     rows = []
