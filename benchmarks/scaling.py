@@ -103,10 +103,10 @@ def difference(a: Any, b: Any) -> float:
     )
 
 
-def serve(name: str, batch_size: int | None) -> None:
+def serve(name: str) -> None:
     """Works in a process of its own: says that it is ready, then reads what to call and how often."""
     config = record.load_config(name)
-    count = (batch_size or config.train.batch_size) // jax.process_count()
+    count = config.train.batch_size // jax.process_count()
     shape = (jax.process_count(), count, *[config.data.size] * 2, config.data.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     batch = put_on_devices(images[jax.process_index()])
@@ -131,9 +131,11 @@ def serve(name: str, batch_size: int | None) -> None:
             function = prepare(what, mapping(steps[what], donate_state=True))
             functions[f"{what} {form}"] = function
             results[what, form] = jax.device_get(function())
-    found = difference(*(results["step", form] for form in FORMS))
-    metrics = {k: float(v) for k, v in results["step", "pmap"][1].items()}
-    answer = {"difference": found, "metrics": metrics, "devices": jax.device_count()}
+    answer = {
+        "devices": jax.device_count(),
+        "difference": difference(*(results["step", form] for form in FORMS)),
+        "metrics": {k: float(v) for k, v in results["step", "pmap"][1].items()},
+    }
     print(json.dumps(answer), flush=True)
     for line in sys.stdin:
         function, calls = json.loads(line)
@@ -150,7 +152,7 @@ def _numbers(layout: str) -> list[int]:
 class Layout:
     """Processes that hold a step ready, such as "8" or "2x4" (processes x devices of each)."""
 
-    def __init__(self, layout: str, name: str, gpus: list[str], extra: list[str]):
+    def __init__(self, layout: str, name: str, gpus: list[str]):
         processes, devices = [1, *_numbers(layout)][-2:]
         self.devices, self.processes = processes * devices, []
         with socket.socket() as listener:
@@ -168,7 +170,7 @@ class Layout:
             process = [f"localhost:{port}", str(processes), str(i)]
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, __file__, "--serve", name, *process, *extra],
+                    [sys.executable, __file__, "--serve", name, *process],
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -203,13 +205,13 @@ class Layout:
 
 
 def measure(
-    name: str, layouts: list[str], gpus: list[str], seconds: float, extra: list[str]
+    name: str, layouts: list[str], gpus: list[str], seconds: float
 ) -> list[dict[str, Any]]:
     """A row for each layout; the first is what the others are compared with."""
     with contextlib.ExitStack() as stack:
         opened = {}
         for layout in layouts:
-            opened[layout] = Layout(layout, name, gpus, extra)
+            opened[layout] = Layout(layout, name, gpus)
             stack.callback(opened[layout].close)
         first = opened[layouts[0]].checked["metrics"]
         for layout, of_layout in opened.items():
@@ -264,7 +266,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", nargs="*", default=["digits", "celeba:small"])
     parser.add_argument("--devices", nargs="+", default=["1", "2", "4", "8", "2x4"])
-    parser.add_argument("--batch", type=int, help="images of all devices [config's]")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
     modelled = ["celeba", "celeba:128", "celeba_hq"]
     parser.add_argument("--model", nargs="*", default=modelled, help="configs of it")
@@ -272,12 +273,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    extra = [] if options.batch is None else [f"--batch={options.batch}"]
     if options.serve:
         name, address, processes, process = options.serve
         if int(processes) > 1:
             words = pods.start_processes(address, int(processes), int(process))
-        serve(name, options.batch)
+        serve(name)
         if int(processes) > 1:
             words.close()
         return
@@ -287,9 +287,11 @@ def main() -> None:
         layouts = [x for x in layouts if math.prod(_numbers(x)) <= len(gpus)]
     if not layouts:
         parser.error(f"--devices: there are {len(gpus)} GPUs")
-    rows = []
-    for name in options.configs:
-        rows += measure(name, layouts, gpus, options.seconds, extra)
+    rows = [
+        row
+        for name in options.configs
+        for row in measure(name, layouts, gpus, options.seconds)
+    ]
     if rows:
         record.show(rows, "The same global batch over more devices")
     step_ms = {k: float(v) for k, _, v in (x.partition("=") for x in options.step_ms)}

@@ -53,7 +53,7 @@ def test_scaling(tmp_path, tiny):
     """One process, and two: the script itself compares their metrics, and pmap's with shard_map's."""
     found = rows(
         *("scaling.py", tmp_path, "--configs", tiny, "--model", tiny),
-        *("--devices", "1", "2x1", "--batch=8", "--seconds=0.01"),
+        *("--devices", "1", "2x1", "--seconds=0.01"),
     )
     assert [row["devices"] for row in found] == ["1", "2x1"]
     assert found[0]["to 1"] == 1.0
