@@ -145,23 +145,20 @@ def serve(name: str) -> None:
         print("{}", flush=True)
 
 
-def _numbers(layout: str) -> list[int]:
-    return [int(number) for number in layout.split("x")]
-
-
 class Layout:
     """Processes that hold a step ready, such as "8" or "2x4" (processes x devices of each)."""
 
     def __init__(self, layout: str, name: str, gpus: list[str]):
-        processes, devices = [1, *_numbers(layout)][-2:]
+        processes, devices = [1, *map(int, layout.split("x"))][-2:]
         self.devices, self.processes = processes * devices, []
         with socket.socket() as listener:
             listener.bind(("localhost", 0))
             port = listener.getsockname()[1]
-        flag = f" --xla_force_host_platform_device_count={devices}"
+        flags = os.environ.get("XLA_FLAGS", "")
+        flags += f" --xla_force_host_platform_device_count={devices}"
         for i in range(processes):
             environment = os.environ | {
-                "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + flag,
+                "XLA_FLAGS": flags,
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # all layouts are held at once
             }
             if gpus:
@@ -256,8 +253,7 @@ def measure(
 def find_gpus() -> list[str]:
     """As CUDA_VISIBLE_DEVICES names them; seen by another process, so that this one holds none of them."""
     code = "import jax; print(jax.device_count() * (jax.default_backend() == 'gpu'))"
-    command = [sys.executable, "-c", code]
-    count = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    count = int(subprocess.check_output([sys.executable, "-c", code]))
     names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     return names.split(",")[:count]
 
@@ -284,7 +280,7 @@ def main() -> None:
     gpus = find_gpus()
     layouts = options.devices
     if gpus:
-        layouts = [x for x in layouts if math.prod(_numbers(x)) <= len(gpus)]
+        layouts = [x for x in layouts if math.prod(map(int, x.split("x"))) <= len(gpus)]
     if not layouts:
         parser.error(f"--devices: there are {len(gpus)} GPUs")
     rows = [
