@@ -235,10 +235,9 @@ def measure(
             functions[key] = functools.partial(take, calls[key])
         taken = record.time_in_turn(functions, ROUNDS, seconds=0.0)  # one turn a round
     times = {key: 1e3 * x / calls[key] for key, x in taken.items()}
-    rows = []
+    one, rows = times[layouts[0], "step", "pmap"], []
     for layout, of_layout in opened.items():
         pmap, shard_map = (times[layout, "step", form] for form in FORMS)
-        one = times[layouts[0], "step", "pmap"]
         row = {"config": name, "devices": layout, "pmap, ms a step": np.median(pmap)}
         row[f"to {layouts[0]}"] = np.median(pmap / one)
         row["shard_map, ms a step"] = np.median(shard_map)
@@ -290,7 +289,7 @@ def main() -> None:
     ]
     if rows:
         record.show(rows, "The same global batch over more devices")
-    step_ms = {k: float(v) for k, _, v in (x.partition("=") for x in options.step_ms)}
+    step_ms = {k: float(v) for k, v in (x.split("=") for x in options.step_ms)}
     modelled = links.model(options.model, step_ms)
     if modelled:
         record.show(modelled, "Model: share of a step spent computing")
