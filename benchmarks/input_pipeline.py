@@ -2,7 +2,7 @@
 
     python benchmarks/input_pipeline.py --photos=DIR --json=benchmarks/input_pipeline.json
 
-DIR holds JPEG files, of which 3,000 are taken; without it, 2,000 of 178x218 are drawn.
+DIR holds JPEG files, of which 2,000 are taken; without it, as many of 178x218 are drawn.
 Every rate is measured in this one run, on batches of 128 with flips. While the readers
 are timed nothing is trained, and they have the whole machine; so has each training step
 of --eats, whose rate is compared with that of the readers at its size. Memory is the peak
@@ -29,10 +29,10 @@ from rich.console import Console
 from gamix_jax.config import default_config
 from gamix_jax.data import Images, open_images, prepare, train_batches
 
-BATCH, MOST = 128, 3000
+BATCH, MOST = 128, 2000
 
 
-def draw_photos(root: Path, count: int = 2000) -> None:
+def draw_photos(root: Path, count: int = MOST) -> None:
     """Smooth JPEG files of 178x218 pixels."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
     for i, pixels in enumerate(coarse):
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--eats", nargs="*", default=["digits", "celeba:small"])
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each rate")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each rate")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     import record  # here, as JAX above: the readers import this file and do without it
