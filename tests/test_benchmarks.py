@@ -8,6 +8,7 @@ import sys
 
 import jax.numpy as jnp
 import pytest
+from test_data import photo
 from test_main import ROOT
 from test_steps import tiny_config
 
@@ -89,8 +90,11 @@ def test_inference(tmp_path, tiny):
 
 @pytest.mark.slow
 def test_input_pipeline(tmp_path, tiny):
+    for i in range(16):
+        photo(tmp_path / f"photos/{i}.jpg", seed=i)
     found = rows(
-        *("input_pipeline.py", tmp_path, "--sizes=16", "--workers", "0", "1"),
+        *("input_pipeline.py", tmp_path, f"--photos={tmp_path / 'photos'}"),
+        *("--sizes=16", "--workers", "0", "1"),
         *("--eats", tiny, "--seconds=0.1"),
     )
     sources = ["plain loop of Pillow", *["folder"] * 2, *["prepared"] * 2]
