@@ -2,7 +2,7 @@
 
     python benchmarks/input_pipeline.py --photos=DIR --json=benchmarks/input_pipeline.json
 
-DIR holds JPEG files, of which 2,000 are taken; without it, as many of 178x218 are drawn.
+DIR holds JPEG files, of which 1,000 are taken; without it, as many of 178x218 are drawn.
 Every rate is measured in this one run, on batches of 128 with flips. While the readers
 are timed nothing is trained, and they have the whole machine; so has each training step
 of --eats, whose rate is compared with that of the readers at its size. Memory is the peak
@@ -29,7 +29,7 @@ from rich.console import Console
 from gamix_jax.config import default_config
 from gamix_jax.data import Images, open_images, prepare, train_batches
 
-BATCH, MOST = 128, 2000
+BATCH, MOST = 128, 1000
 
 
 def draw_photos(root: Path, count: int = MOST) -> None:
