@@ -6,7 +6,7 @@ The global batch stays the same. 8 is one process with 8 devices, 2x4 two proces
 each. Without GPUs the devices are shares of one CPU: more of them make nothing faster,
 and what is above one device's time is the overhead of the mapping. With GPUs the same
 command uses those that are there. Each step is taken by `map_over_devices` (pmap) and by
-the shard_map below, which must give the same state and metrics before anything is timed.
+the shard_map of scaling_worker.py, which must give the same state and metrics before anything is timed.
 A call is a step that only adds 1 to as many scalars as the state has arrays: the time of
 the host. Last comes the model of communication over real links, for the step times given
 (--step_ms celeba=45), else for an assumed rate of arithmetic.
@@ -23,126 +23,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import links
 import numpy as np
 import record
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, PartitionSpec
-
-from gamix_jax import pods
-from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
-from gamix_jax.state import create_state
-from gamix_jax.steps import AXIS, make_train_step
+from scaling_worker import FORMS, ROUNDING
 
 ROUNDS = 5
-ROUNDING = 1e-4  # of a float32 sum in another order, relative; Adam enlarges it
-
-
-def shard_over_devices(step: Callable, donate_state: bool = False) -> Callable:
-    """What `map_over_devices` does, by jit(shard_map)."""
-    mesh = Mesh(np.array(jax.devices()), (AXIS,))
-    specs = (PartitionSpec(), PartitionSpec(AXIS))
-    mapped = jax.jit(
-        jax.shard_map(
-            lambda state, batch: step(state, jax.tree.map(lambda x: x[0], batch)),
-            mesh=mesh,
-            in_specs=specs,
-            out_specs=PartitionSpec(),
-            check_vma=False,  # gradients as under pmap: the step averages them itself
-        ),
-        donate_argnums=(0,) if donate_state else (),
-    )
-    waits = jax.device_count() > 1 and jax.default_backend() == "cpu"  # as parallel.py
-
-    def everywhere(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-        if not x.is_fully_addressable:  # as it came out of the last step
-            return x
-        return multihost_utils.host_local_array_to_global_array(x, mesh, spec)
-
-    def run(state: Any, batch: Any) -> Any:
-        if jax.process_count() > 1:
-            state, batch = (
-                jax.tree.map(lambda x, spec=spec: everywhere(x, spec), tree)
-                for tree, spec in zip((state, batch), specs, strict=True)
-            )
-        result = mapped(state, batch)
-        return jax.block_until_ready(result) if waits else result
-
-    return run
-
-
-FORMS = {"pmap": map_over_devices, "shard_map": shard_over_devices}
-
-
-def only_count(state: Any, _: jax.Array) -> tuple[Any, jax.Array]:
-    """A step without work."""
-    state = jax.tree.map(lambda x: x + 1, state)
-    return state, jax.lax.pmean(state.step, AXIS)
-
-
-def difference(a: Any, b: Any) -> float:
-    """The largest relative difference, in norm, of two (state, metrics): of the metrics one by one, of the state's parts."""
-    parts = []
-    for state, metrics in (a, b):
-        state = state.replace(key=jax.random.key_data(state.key))
-        parts.append([*vars(state).values(), *metrics.values()])
-
-    def norm(x: Any) -> float:
-        leaves = [np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(x)]
-        return float(np.linalg.norm(np.concatenate([*leaves, np.zeros(1)])))
-
-    return max(
-        norm(jax.tree.map(np.subtract, x, y)) / max(norm(x), 1e-6)
-        for x, y in zip(*map(jax.device_get, parts), strict=True)
-    )
-
-
-def serve(name: str) -> None:
-    """Works in a process of its own: says that it is ready, then reads what to call and how often."""
-    config = record.load_config(name)
-    count = config.train.batch_size // jax.process_count()
-    shape = (jax.process_count(), count, *[config.data.size] * 2, config.data.channels)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    batch = put_on_devices(images[jax.process_index()])
-    steps = {"step": make_train_step(config), "call": only_count}
-    initial = create_state(config)
-    scalars = jax.tree.map(lambda x: jnp.zeros(()), initial)
-    starts = {"step": initial, "call": scalars}
-    functions, results = {}, {}
-
-    def prepare(what: str, mapped: Callable) -> Callable[[], Any]:
-        state = replicate(jax.tree.map(jnp.copy, starts[what]))
-
-        def go_on() -> Any:
-            nonlocal state
-            state, metrics = mapped(state, batch)
-            return state, metrics
-
-        return go_on
-
-    for what in steps:
-        for form, mapping in FORMS.items():
-            function = prepare(what, mapping(steps[what], donate_state=True))
-            functions[f"{what} {form}"] = function
-            results[what, form] = jax.device_get(function())
-    answer = {
-        "devices": jax.device_count(),
-        "difference": difference(*(results["step", form] for form in FORMS)),
-        "metrics": {k: float(v) for k, v in results["step", "pmap"][1].items()},
-    }
-    print(json.dumps(answer), flush=True)
-    for line in sys.stdin:
-        function, calls = json.loads(line)
-        for _ in range(calls):
-            result = functions[function]()
-        jax.block_until_ready(result)
-        print("{}", flush=True)
 
 
 class Layout:
@@ -154,6 +43,7 @@ class Layout:
         with socket.socket() as listener:
             listener.bind(("localhost", 0))
             port = listener.getsockname()[1]
+        worker = Path(__file__).with_name("scaling_worker.py")
         flags = os.environ.get("XLA_FLAGS", "")
         flags += f" --xla_force_host_platform_device_count={devices}"
         for i in range(processes):
@@ -167,7 +57,7 @@ class Layout:
             process = [f"localhost:{port}", str(processes), str(i)]
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, __file__, "--serve", name, *process],
+                    [sys.executable, worker, name, *process],
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -190,13 +80,18 @@ class Layout:
             while line and not line.startswith("{"):  # Gloo speaks too
                 line = process.stdout.readline()
             if not line:
-                raise RuntimeError(f"A process ended with code {process.wait()}.")
+                code = process.wait()
+                for other in self.processes:  # SIGTERM they would only note
+                    other.kill()
+                raise RuntimeError(f"A process ended with code {code}.")
             answers.append(json.loads(line))
         return answers[0]
 
     def close(self) -> None:
         for process in self.processes:
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write("null\n")
+                process.stdin.close()
         for process in self.processes:
             process.wait()
 
@@ -266,16 +161,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="*", default=modelled, help="configs of it")
     parser.add_argument("--step_ms", nargs="*", default=[], help="CONFIG=MILLISECONDS")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        name, address, processes, process = options.serve
-        if int(processes) > 1:
-            words = pods.start_processes(address, int(processes), int(process))
-        serve(name)
-        if int(processes) > 1:
-            words.close()
-        return
     gpus = find_gpus()
     layouts = options.devices
     if gpus:

@@ -63,15 +63,15 @@ def test_scaling(tmp_path, tiny):
 
 def test_scaling_tells_another_step_from_rounding(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import scaling
+    from scaling_worker import ROUNDING, difference
 
     state, metrics = create_state(tiny_config()), {"loss": jnp.float32(3.0)}
-    assert scaling.difference((state, metrics), (state, metrics)) == 0.0
+    assert difference((state, metrics), (state, metrics)) == 0.0
     moved = state.replace(skipped=state.skipped + 1)
-    assert scaling.difference((state, metrics), (moved, metrics)) > scaling.ROUNDING
+    assert difference((state, metrics), (moved, metrics)) > ROUNDING
     nearby = {"loss": jnp.float32(3.0 * (1 + 2**-22))}  # two units in the last place
-    found = scaling.difference((state, metrics), (state, nearby))
-    assert 2**-24 < found < scaling.ROUNDING
+    found = difference((state, metrics), (state, nearby))
+    assert 2**-24 < found < ROUNDING
 
 
 @pytest.mark.slow
