@@ -20,7 +20,6 @@ from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import create_state
 from gamix_jax.steps import AXIS, make_train_step
 
-
 ROUNDING = 1e-4  # of a float32 sum in another order, relative; Adam enlarges it
 
 
