@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import runpy
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from rich import box
 from rich.console import Console
@@ -21,7 +23,7 @@ from rich.table import Table
 def environment() -> dict[str, Any]:
     """Device, versions, commit and date."""
     versions = {"python": platform.python_version()}
-    for package in ("jax", "flax", "torch", "grain"):
+    for package in ("jax", "flax", "torch", "grain", "numpy", "pillow"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -35,6 +37,13 @@ def environment() -> dict[str, Any]:
         "commit": commit.stdout.strip(),
         "date": date.today().isoformat(),
     }
+
+
+def load_config(name: str) -> ml_collections.ConfigDict:
+    """The configuration of a file in configs/, such as "digits" or, with its variant, "celeba:small"; or of another, by its absolute path without ".py"."""
+    stem, *variant = name.split(":")
+    path = Path(__file__).parents[1] / "configs" / f"{stem}.py"
+    return runpy.run_path(str(path))["get_config"](*variant)
 
 
 def time_in_turn(

@@ -13,7 +13,6 @@ this script. About ten seconds a kill on 2 CPU cores.
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import record
 
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import default_config
@@ -56,17 +56,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = soak(Path(folder), options.kills, options.steps, options.seed)
-    commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    result |= {
-        "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "commit": subprocess.run(
-            commit, capture_output=True, text=True, check=True
-        ).stdout.strip(),
-    }
     for name, value in result.items():
         print(f"{name}: {value}")
-    options.json.write_text(json.dumps(result, indent=2) + "\n")
+    record.write(options.json, result)
     sys.exit(0 if result["same state"] and result["same metrics"] else 1)
 
 

@@ -11,10 +11,7 @@ two lose nothing. Writes two_modes.png and two_modes.json. 1 minute on 2 CPU cor
 """
 
 import argparse
-import json
 import math
-import platform
-import subprocess
 from pathlib import Path
 
 import flax.linen as nn
@@ -26,6 +23,7 @@ matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+import record
 from scipy import stats
 
 from gamix_jax import losses
@@ -135,18 +133,8 @@ def main() -> None:
         print(f"  K = {components}: {gap:.4f}")
     print(f"K = 2 closes {closed:.1%} of log 2")
     draw(x, posterior, gaps, fitted, out / "two_modes.png")
-    commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    result = {
-        "mean_gap_nats": means,
-        "share_of_log_2_closed": closed,
-        "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "commit": subprocess.run(
-            commit, capture_output=True, text=True, check=True
-        ).stdout.strip(),
-    }
-    here = Path(__file__).with_suffix(".json")
-    here.write_text(json.dumps(result, indent=2) + "\n")
+    result = {"mean_gap_nats": means, "share_of_log_2_closed": closed}
+    record.write(Path(__file__).with_suffix(".json"), result)
 
 
 if __name__ == "__main__":

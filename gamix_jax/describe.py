@@ -176,8 +176,13 @@ def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
                 yield from _equations(inner, again)
 
 
+def ring_seconds(bytes_reduced: int, devices: int, rate: float) -> float:
+    """Seconds of a sum on a ring without latency: each device sends 2 (n - 1) / n of the bytes (Patarasuk and Yuan 2009) at `rate`, bytes a second."""
+    return 2 * (devices - 1) / devices * bytes_reduced / rate
+
+
 def scaling_table(bytes_reduced: int, gflop: float, images: int) -> Table:
-    """What summing costs on a ring: each device sends 2 (n - 1) / n of the bytes (Patarasuk and Yuan 2009).
+    """What summing costs, see `ring_seconds`.
 
     Args:
       bytes_reduced: at a step.
@@ -194,14 +199,11 @@ def scaling_table(bytes_reduced: int, gflop: float, images: int) -> Table:
     for column in table.columns:
         column.justify = "right"
     for devices in DEVICES:
-        sent = 2 * (devices - 1) / devices * bytes_reduced
-        cells = [
-            f"{computing / (computing + sent / rate):.1%}\n{1e3 * sent / rate:.2g} ms"
-            if devices <= most
-            else "-"
-            for rate, most in LINKS.values()
-        ]
-        table.add_row(
-            f"{devices}", f"{devices * images:,}", f"{sent / 2**20:,.1f} MiB", *cells
-        )
+        cells = []
+        for rate, most in LINKS.values():
+            seconds = ring_seconds(bytes_reduced, devices, rate)
+            share = f"{computing / (computing + seconds):.1%}\n{1e3 * seconds:.2g} ms"
+            cells.append(share if devices <= most else "-")
+        sent = ring_seconds(bytes_reduced, devices, 2**20)
+        table.add_row(f"{devices}", f"{devices * images:,}", f"{sent:,.1f} MiB", *cells)
     return table

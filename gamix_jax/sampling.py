@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -54,17 +55,7 @@ class LatentSampler(NamedTuple):
         for name, value in (("temperature", temperature), ("truncation", truncation)):
             if value is not None and not 0.0 < value < math.inf:
                 raise InputError(f"The {name} is {value}; it must be positive.")
-        component_key, noise_key = jax.random.split(key)
-        component = jax.random.categorical(component_key, self.log_weights, shape=(n,))
-        shape = (n, self.mean.shape[-1])
-        noise = (
-            jax.random.normal(noise_key, shape)
-            if truncation is None
-            else jax.random.truncated_normal(noise_key, -truncation, truncation, shape)
-        )
-        factor = self.factor[component]
-        spread = "nij,nj->ni" if factor.ndim == 3 else "nj,nj->nj"
-        return self.mean[component] + temperature * jnp.einsum(spread, factor, noise)
+        return _draw(self, key, n, temperature, truncation)
 
     def log_prob(self, z: jax.Array) -> jax.Array:
         """Log density at latent vectors [n, D]; [n], nats."""
@@ -79,6 +70,27 @@ class LatentSampler(NamedTuple):
 
         log_probs = jax.vmap(of_component)(self.mean, self.factor)
         return jax.nn.logsumexp(log_probs + self.log_weights[:, None], axis=0)
+
+
+@partial(jax.jit, static_argnames="n")
+def _draw(
+    sampler: LatentSampler,
+    key: jax.Array,
+    n: int,
+    temperature: float,
+    truncation: float | None,
+) -> jax.Array:
+    component_key, noise_key = jax.random.split(key)
+    component = jax.random.categorical(component_key, sampler.log_weights, shape=(n,))
+    shape = (n, sampler.mean.shape[-1])
+    noise = (
+        jax.random.normal(noise_key, shape)
+        if truncation is None
+        else jax.random.truncated_normal(noise_key, -truncation, truncation, shape)
+    )
+    factor = sampler.factor[component]
+    spread = "nij,nj->ni" if factor.ndim == 3 else "nj,nj->nj"
+    return sampler.mean[component] + temperature * jnp.einsum(spread, factor, noise)
 
 
 def prior_sampler(prior: GaussianMixture) -> LatentSampler:

@@ -108,11 +108,12 @@ class TrainedModel:
         self.image_shape = (config.data.size, config.data.size, config.data.channels)
         self.latent_size = config.model.latent_size
         at_once = min(max(PIXELS / math.prod(self.image_shape[:2]), 1.0), 256.0)
-        self._most = 4 ** int(math.log(at_once, 4) + 1e-9)
+        self._most = 2 ** int(math.log2(at_once))
         self._variables = averaged_variables(state)
         autoencoder, _ = make_models(config)
         apply = autoencoder.apply
         self.prior = apply(self._variables, method="latent_prior")
+        self._prior_sampler = prior_sampler(self.prior)
         # Weights are arguments: as constants they would be compiled into each program.
         self._encode = jax.jit(lambda v, images: apply(v, images, method="encode"))
         self._decode = jax.jit(lambda v, z: apply(v, z, method="decode"))
@@ -161,7 +162,7 @@ class TrainedModel:
         truncation: float | None = None,
     ) -> jax.Array:
         """n new images [n, H, W, C], of z from p(z) or from another `sampler`; see `LatentSampler.draw` for the last two."""
-        sampler = prior_sampler(self.prior) if sampler is None else sampler
+        sampler = self._prior_sampler if sampler is None else sampler
         return self.decode(sampler.draw(key, n, temperature, truncation))
 
     def reconstruct(self, images: np.ndarray | jax.Array) -> jax.Array:
@@ -228,12 +229,19 @@ class TrainedModel:
 
 
 def _in_batches(function: Callable[..., Any], most: int, *arrays: jax.Array) -> Any:
-    """`function` of arrays [n, ...], at most `most` rows at once; padded to powers of four, so that few programs are compiled."""
+    """`function` of arrays [n, ...], at most `most` rows at once; padded to powers of two, so that few programs are compiled."""
     results = []
     for start in range(0, len(arrays[0]), most):
         rows = [x[start : start + most] for x in arrays]
         count = len(rows[0])
-        size = 4 ** math.ceil(math.log(count, 4))
-        padded = [x[jnp.arange(size) % count] for x in rows]
-        results.append(jax.tree.map(lambda y: y[:count], function(*padded)))  # noqa: B023
+        size = 2 ** math.ceil(math.log2(count))
+        # Each operation beside the network's own costs as much as a small network.
+        if size > count:
+            rows = [x[jnp.arange(size) % count] for x in rows]
+        result = function(*rows)
+        if size > count:
+            result = jax.tree.map(lambda y: y[:count], result)  # noqa: B023
+        results.append(result)
+    if len(results) == 1:
+        return results[0]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)

@@ -16,7 +16,7 @@ from gamix_jax.config import flatten
 from gamix_jax.errors import InputError
 from gamix_jax.state import create_state
 from gamix_jax.steps import make_steps, scale_images, to_levels
-from gamix_jax.trained import read_config
+from gamix_jax.trained import _in_batches, read_config
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,34 @@ def test_any_number_of_images_is_as_one_by_one(model, count):
     np.testing.assert_allclose(model.decode(z)[few], model.decode(z[few]), atol=1e-5)
     assert model.log_prob(images, keys, 0.1, samples=2).shape == (count,)
     assert model.decode(z[None, :, None]).shape == (1, count, 1, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (64, [64]), (65, [128]), (300, [256, 64])]
+)
+def test_batches_are_padded_to_twice_their_size_at_most(count, sizes):
+    seen = []
+
+    def double(x):
+        seen.append(len(x))
+        return 2 * x
+
+    rows = jnp.arange(float(count))
+    found = _in_batches(double, 256, rows)
+    assert seen == sizes
+    np.testing.assert_array_equal(found, 2 * rows)
+
+
+def test_what_fits_costs_no_copy():
+    """The result is what the network gave, not a part of it: small networks are no slower to use than to call."""
+    given = []
+
+    def network(x):
+        given.append(x)
+        return x
+
+    images = jnp.zeros((16, 8, 8, 1))
+    assert _in_batches(network, 256, images) is given[0]
 
 
 def test_samples_are_seeded_and_from_the_prior(model):

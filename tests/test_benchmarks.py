@@ -1,0 +1,107 @@
+"""The benchmarks run at their smallest and write what they promise; no time is judged."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+from test_data import photo
+from test_main import ROOT
+from test_steps import tiny_config
+
+from gamix_jax.config import flatten
+from gamix_jax.state import create_state
+
+
+def rows(script, tmp_path, *arguments):
+    """What a script writes; every number in it is finite."""
+    path = tmp_path / "result.json"
+    result = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / script, *arguments, f"--json={path}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 0, result.stderr
+    content = json.loads(path.read_text())
+    assert set(content["environment"]) == {"device", "versions", "commit", "date"}
+    for row in content["rows"]:
+        assert all(math.isfinite(x) for x in row.values() if not isinstance(x, str))
+        assert all(name in result.stdout for name in row)  # the table
+    return content["rows"]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A file of a configuration, as the scripts take it."""
+    values = flatten(tiny_config())
+    (tmp_path / "tiny.py").write_text(
+        "from gamix_jax.config import default_config\n\n\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        f"    config.update_from_flattened_dict({values!r})\n"
+        "    return config\n"
+    )
+    return str(tmp_path / "tiny")
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path, tiny):
+    """Two processes; the script itself compares pmap's state and metrics with shard_map's."""
+    found = rows(
+        *("scaling.py", tmp_path, "--configs", tiny, "--model", tiny),
+        *("--devices=2x1", "--seconds=0.01"),
+    )
+    (row,) = found
+    assert (row["devices"], row["to 2x1"]) == ("2x1", 1.0)
+    assert row["shard_map / pmap"] > 0
+
+
+def test_scaling_tells_another_step_from_rounding(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from scaling_worker import ROUNDING, difference
+
+    state, metrics = create_state(tiny_config()), {"loss": jnp.float32(3.0)}
+    assert difference((state, metrics), (state, metrics)) == 0.0
+    moved = state.replace(skipped=state.skipped + 1)
+    assert difference((state, metrics), (moved, metrics)) > ROUNDING
+    nearby = {"loss": jnp.float32(3.0 * (1 + 2**-22))}  # two units in the last place
+    found = difference((state, metrics), (state, nearby))
+    assert 2**-24 < found < ROUNDING
+
+
+@pytest.mark.slow
+def test_inference(tmp_path, tiny):
+    found = rows(
+        *("inference.py", tmp_path, "--configs", tiny, "--seconds=0.01"),
+        *("--batches", "1", "3"),
+    )
+    assert [(row["batch"], row["operation"]) for row in found] == [
+        (batch, name) for batch in (1, 3) for name in ("encode", "decode", "sample")
+    ]
+    for row in found:  # both are of the same turns
+        assert row["images/s"] * row["ms a call"] == pytest.approx(1e3 * row["batch"])
+        assert row["API / bare"] > 0
+
+
+@pytest.mark.slow
+def test_input_pipeline(tmp_path, tiny):
+    for i in range(16):
+        photo(tmp_path / f"photos/{i}.jpg", seed=i)
+    found = rows(
+        *("input_pipeline.py", tmp_path, f"--photos={tmp_path / 'photos'}"),
+        *("--sizes=16", "--workers", "0", "1"),
+        *("--eats", tiny, "--seconds=0.1"),
+    )
+    sources = ["plain loop of Pillow", *["folder"] * 2, *["prepared"] * 2]
+    sources += [*["array (.npy)"] * 2, "in memory"]
+    assert [row["source"] for row in found] == ["digits", *sources]
+    digits, plain, *rest = found
+    assert digits["read / eaten"] == digits["images/s"] / digits["step, images/s"]
+    assert plain["to Pillow"] == 1.0
+    # A process that reads holds at least its own interpreter and NumPy.
+    assert all(row["memory, MiB"] > 20 for row in rest if row["workers"] == 1)
