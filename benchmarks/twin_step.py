@@ -107,6 +107,8 @@ class Twin:
         self.skipped = torch.zeros((), device=device)
         self.gradients = self._gradients
         if compile_mode is not None:
+            # The backward passes too, in one graph: no gradient that nobody asks for.
+            torch._dynamo.config.trace_autograd_ops = True
             self.gradients = torch.compile(self._gradients, mode=compile_mode)
 
     def put(self, images: np.ndarray) -> torch.Tensor:
