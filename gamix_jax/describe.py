@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gamix_jax.config import check_config
-from gamix_jax.parallel import map_over_devices
+from gamix_jax.parallel import pmapped
 from gamix_jax.state import create_state
 from gamix_jax.steps import make_train_step
 
@@ -135,7 +135,7 @@ def _abstract_step(config: ml_collections.ConfigDict) -> tuple:
     count = config.train.batch_size // jax.device_count()
     shape = (jax.local_device_count(), count, size, size, channels)
     return (
-        map_over_devices(make_train_step(config)),
+        pmapped(make_train_step(config), donate_state=True),
         jax.eval_shape(lambda: create_state(config)),
         jax.ShapeDtypeStruct(shape, jnp.uint8),
     )

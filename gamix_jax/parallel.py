@@ -8,6 +8,21 @@ import numpy as np
 
 from gamix_jax.steps import AXIS
 
+# XLA on CPU would merge what is computed again to save memory with what it was first
+# computed as, and so save none.
+CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def pmapped(step: Callable, donate_state: bool = False) -> Callable:
+    """What `map_over_devices` runs, to be looked into: traced, lowered or compiled."""
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        donate_argnums=(0,) if donate_state else (),
+    )
+
 
 def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
     """Runs one replica's `step(state, batch)` on every device of every process, with collectives over axis "batch".
@@ -25,22 +40,20 @@ def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
       A function of (state, batch), each leaf of the batch [local devices, n, ...] as
       `put_on_devices` makes it.
     """
-    mapped = jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=None,
-        donate_argnums=(0,) if donate_state else (),
-    )
-    if jax.device_count() == 1 or jax.default_backend() != "cpu":
+    mapped = pmapped(step, donate_state)
+    if jax.default_backend() != "cpu":
         return mapped
+    programs = {}
 
-    # Steps in flight at once can block each other's collectives on CPU devices, for good
-    # between processes (jax 0.10 to 0.12).
     def run(state: Any, batch: Any) -> Any:
-        return jax.block_until_ready(mapped(state, batch))
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes not in programs:
+            programs[shapes] = mapped.lower(state, batch).compile(CPU_OPTIONS)
+        result = programs[shapes](state, batch)
+        # Steps in flight at once can block each other's collectives on CPU devices, for
+        # good between processes (jax 0.10 to 0.12).
+        return result if jax.device_count() == 1 else jax.block_until_ready(result)
 
-    run.lower = mapped.lower
     return run
 
 

@@ -1,10 +1,18 @@
 """What --mode=describe says that a training step sends."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from test_steps import tiny_config
 
-from gamix_jax.describe import reduced_bytes, scaling_table
+from gamix_jax.describe import (
+    _abstract_step,
+    _equations,
+    _operations,
+    reduced_bytes,
+    scaling_table,
+)
+from gamix_jax.parallel import CPU_OPTIONS
 from gamix_jax.state import create_state
 
 
@@ -37,6 +45,64 @@ def test_bytes_summed_over_the_devices(overrides, moments):
         state.generator_batch_stats
     ) + 3 * float32_bytes(state.discriminator_batch_stats)
     assert 0 < result["metrics"] < 1000
+
+
+@pytest.mark.parametrize(
+    ("window", "strides", "padding", "spread", "apart"),
+    [
+        (3, 1, (1, 1), 1, 1),
+        (3, 2, (0, 1), 1, 1),
+        (3, 1, (1, 2), 2, 1),  # the gradient of one of stride 2
+        (4, 1, (0, -1), 1, 2),
+        (1, 2, (0, 0), 1, 1),
+    ],
+)
+def test_operations_of_a_convolution_are_as_xla_counts_them(
+    window, strides, padding, spread, apart
+):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (strides, 1),
+            (padding, (0, 0)),
+            (spread, 1),
+            (apart, 1),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    x, kernel = jnp.ones((2, 8, 5, 3)), jnp.ones((window, 2, 3, 4))
+    xla = jax.jit(convolve).lower(x, kernel).cost_analysis()["flops"]
+    assert counted(convolve, x, kernel) == xla
+
+
+def counted(function, *arguments):
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return sum(times * _operations(e) for e, times in _equations(jaxpr))
+
+
+def test_operations_of_products_count_in_loops_too():
+    """7 times a product of [3, 4] and [4, 5], 2 * 60 operations."""
+
+    def loop(x, y):
+        return jax.lax.map(lambda x: x @ y, x)
+
+    assert counted(loop, jnp.ones((7, 3, 4)), jnp.ones((4, 5))) == 7 * 120
+
+
+@pytest.mark.slow
+def test_remat_halves_the_memory():
+    """Temporary memory of the compiled step of one device, where activations are most of it."""
+    config = tiny_config(model__widths=(16, 16), model__norm="group")
+    config.data.size, config.model.encoder_blocks = 32, 4
+    config.train.batch_size = 64
+    temporary = []
+    for remat in (False, True):
+        config.model.remat = remat
+        program = _abstract_step(config)
+        compiled = program[0].lower(*program[1:]).compile(CPU_OPTIONS)
+        temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert temporary[1] <= temporary[0] / 2
 
 
 def test_scaling_by_hand():

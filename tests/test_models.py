@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gamix_jax.models import Autoencoder, Decoder, Encoder, PatchDiscriminator
@@ -304,9 +305,10 @@ def test_remat_changes_memory_alone():
         value, pull_back, updates = jax.vjp(loss, variables["params"], has_aux=True)
         results.append((value, updates, pull_back(jnp.ones_like(value))))
         kept.append(sum(x.size for x in jax.tree.leaves(pull_back)))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
-    )
+    for kept_all, kept_some in zip(*results, strict=True):
+        # float32; some gradients are nothing but rounding (a bias before a norm)
+        difference = optax.tree.norm(optax.tree.sub(kept_all, kept_some))
+        assert difference <= 1e-5 * optax.tree.norm(kept_all)
     assert kept[1] < kept[0]
 
 
