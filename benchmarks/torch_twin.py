@@ -9,10 +9,15 @@ the same metrics from the same weights, images and noise: on a small model in fl
 through several steps, and at the first step of all that is timed. On a GPU both sides have
 TF32 for float32, and PyTorch has cudnn.benchmark. `--compile_modes=` leaves torch.compile
 out; reduce-overhead and max-autotune are CUDA graphs. One GPU or the CPU; no data is read.
+On a CPU that others use too the ratio means nothing: PyTorch's threads wait for each other,
+and on 2 cores one busy process made it five times slower and us hardly. So the last column
+says how many cores others had meanwhile; quote no ratio where that is above 0.1.
 """
 
 import argparse
+import os
 import runpy
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,11 +203,27 @@ def _waited_for(twin: Twin, batch: torch.Tensor, shape: torch.Size) -> Callable:
     return step
 
 
+def cores_of_others() -> Callable[[], float]:
+    """Begins to count; the function it returns tells how many cores other processes have used since, on average (Linux)."""
+
+    def busy() -> float:
+        counts = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        ticks = [int(count) for count in counts]
+        idle = ticks[3] + ticks[4]
+        return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+    before, start = busy(), time.perf_counter()
+    return lambda: (busy() - before) / (time.perf_counter() - start)
+
+
 def measure(
     config: ml_collections.ConfigDict, compile_modes: list[str], rounds: int
 ) -> dict[str, Any]:
     """A row of the table; the ratio is to the best twin, its range that over rounds."""
-    times = time_in_turn(contestants(config, compile_modes), rounds)
+    functions = contestants(config, compile_modes)
+    of_others = cores_of_others()
+    times = time_in_turn(functions, rounds)
+    others = of_others()
     best = min(
         (name for name in times if name != "ours"), key=lambda n: np.median(times[n])
     )
@@ -218,6 +239,7 @@ def measure(
         },
         "ours / best torch": float(np.median(ratio)),
         "range": f"{ratio.min():.2f}-{ratio.max():.2f}",
+        "cores of others": others,
     }
 
 
