@@ -88,13 +88,13 @@ def training_gflop_per_image(config: ml_collections.ConfigDict) -> float:
 
     What is computed again to save memory counts again.
     """
-    step, state, batch = _abstract_step(config)
+    step, state, batch = abstract_step(config)
     jaxpr = jax.make_jaxpr(step)(state, batch).jaxpr
-    operations = sum(times * _operations(e) for e, times in _equations(jaxpr))
-    return operations / 1e9 / batch.shape[1]
+    flop = sum(times * operations(e) for e, times in equations(jaxpr))
+    return flop / 1e9 / batch.shape[1]
 
 
-def _operations(equation: Any) -> int:
+def operations(equation: Any) -> int:
     """Floating-point operations of a convolution or a matrix product, else 0; products with padding and dilation do not count."""
     if equation.primitive.name not in ("conv_general_dilated", "dot_general"):
         return 0
@@ -129,7 +129,7 @@ def _operations(equation: Any) -> int:
     return products
 
 
-def _abstract_step(config: ml_collections.ConfigDict) -> tuple:
+def abstract_step(config: ml_collections.ConfigDict) -> tuple:
     """The mapped step, and the shapes of its state and of its batch."""
     size, channels = config.data.size, config.data.channels
     count = config.train.batch_size // jax.device_count()
@@ -146,9 +146,9 @@ def reduced_bytes(config: ml_collections.ConfigDict) -> dict[str, int]:
 
     Counted in the step itself, forward and backward; each is what one device puts in.
     """
-    step, state, batch = _abstract_step(config)
+    step, state, batch = abstract_step(config)
     result = dict.fromkeys(("gradients", "moments", "statistics", "metrics"), 0)
-    for equation, times in _equations(jax.make_jaxpr(step)(state, batch).jaxpr):
+    for equation, times in equations(jax.make_jaxpr(step)(state, batch).jaxpr):
         if equation.primitive.name not in ("psum", "pmin", "pmax"):
             continue
         kinds = {
@@ -163,7 +163,7 @@ def reduced_bytes(config: ml_collections.ConfigDict) -> dict[str, int]:
     return result
 
 
-def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
     """Each equation of a program and of those it calls, and how often it is computed."""
     for equation in jaxpr.eqns:
         yield equation, times
@@ -173,7 +173,7 @@ def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
         ):
             inner = getattr(inner, "jaxpr", inner)  # a closed one holds an open one
             if hasattr(inner, "eqns"):
-                yield from _equations(inner, again)
+                yield from equations(inner, again)
 
 
 def ring_seconds(bytes_reduced: int, devices: int, rate: float) -> float:

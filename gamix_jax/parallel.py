@@ -8,10 +8,6 @@ import numpy as np
 
 from gamix_jax.steps import AXIS
 
-# XLA on CPU would merge what is computed again to save memory with what it was first
-# computed as, and so save none.
-CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-
 
 def pmapped(step: Callable, donate_state: bool = False) -> Callable:
     """What `map_over_devices` runs, to be looked into: traced, lowered or compiled."""
@@ -22,6 +18,16 @@ def pmapped(step: Callable, donate_state: bool = False) -> Callable:
         out_axes=None,
         donate_argnums=(0,) if donate_state else (),
     )
+
+
+def compile_mapped(mapped: Callable, state: Any, batch: Any) -> jax.stages.Compiled:
+    """The program of `pmapped` for arguments of these shapes."""
+    if jax.default_backend() != "cpu":
+        return mapped.lower(state, batch).compile()
+    # XLA on CPU would merge what is computed again to save memory with what it was first
+    # computed as, and so save none.
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return mapped.lower(state, batch).compile(options)
 
 
 def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
@@ -48,7 +54,7 @@ def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
     def run(state: Any, batch: Any) -> Any:
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
         if shapes not in programs:
-            programs[shapes] = mapped.lower(state, batch).compile(CPU_OPTIONS)
+            programs[shapes] = compile_mapped(mapped, state, batch)
         result = programs[shapes](state, batch)
         # Steps in flight at once can block each other's collectives on CPU devices, for
         # good between processes (jax 0.10 to 0.12).

@@ -6,13 +6,13 @@ import pytest
 from test_steps import tiny_config
 
 from gamix_jax.describe import (
-    _abstract_step,
-    _equations,
-    _operations,
+    abstract_step,
+    equations,
+    operations,
     reduced_bytes,
     scaling_table,
 )
-from gamix_jax.parallel import CPU_OPTIONS
+from gamix_jax.parallel import compile_mapped
 from gamix_jax.state import create_state
 
 
@@ -78,7 +78,7 @@ def test_operations_of_a_convolution_are_as_xla_counts_them(
 
 def counted(function, *arguments):
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    return sum(times * _operations(e) for e, times in _equations(jaxpr))
+    return sum(times * operations(e) for e, times in equations(jaxpr))
 
 
 def test_operations_of_products_count_in_loops_too():
@@ -99,8 +99,7 @@ def test_remat_halves_the_memory():
     temporary = []
     for remat in (False, True):
         config.model.remat = remat
-        program = _abstract_step(config)
-        compiled = program[0].lower(*program[1:]).compile(CPU_OPTIONS)
+        compiled = compile_mapped(*abstract_step(config))
         temporary.append(compiled.memory_analysis().temp_size_in_bytes)
     assert temporary[1] <= temporary[0] / 2
 
