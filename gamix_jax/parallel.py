@@ -21,7 +21,7 @@ def pmapped(step: Callable, donate_state: bool = False) -> Callable:
 
 
 def compile_mapped(mapped: Callable, state: Any, batch: Any) -> jax.stages.Compiled:
-    """The program of `pmapped` for arguments of these shapes."""
+    """The program of `pmapped` for arguments of these shapes; of one process."""
     if jax.default_backend() != "cpu":
         return mapped.lower(state, batch).compile()
     # XLA on CPU would merge what is computed again to save memory with what it was first
@@ -49,6 +49,10 @@ def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
     mapped = pmapped(step, donate_state)
     if jax.default_backend() != "cpu":
         return mapped
+    # Steps in flight at once can block each other's collectives on CPU devices, for good
+    # between processes (jax 0.10 to 0.12).
+    if jax.process_count() > 1:  # where what pmap compiled takes no local arrays
+        return lambda state, batch: jax.block_until_ready(mapped(state, batch))
     programs = {}
 
     def run(state: Any, batch: Any) -> Any:
@@ -56,8 +60,6 @@ def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
         if shapes not in programs:
             programs[shapes] = compile_mapped(mapped, state, batch)
         result = programs[shapes](state, batch)
-        # Steps in flight at once can block each other's collectives on CPU devices, for
-        # good between processes (jax 0.10 to 0.12).
         return result if jax.device_count() == 1 else jax.block_until_ready(result)
 
     return run
