@@ -48,7 +48,8 @@ def train(
 
     Raises:
       InputError: bad configuration, data, folder or checkpoint, steps to trace that the
-        run does not make, processes that do not agree, a disk or a memory that is full, or a loss that is not finite.
+        run does not make, processes that do not agree, a disk or a memory that is full,
+        or a loss that is not finite.
     """
     console = Console(quiet=jax.process_index() > 0)
     try:
