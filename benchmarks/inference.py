@@ -13,6 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import record
 
 import gamix_jax
 from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.cpu import compiler_options
 from gamix_jax.sampling import prior_sampler
 from gamix_jax.state import create_state, make_models
 from gamix_jax.steps import averaged_variables, scale_images
@@ -55,9 +57,10 @@ def operations(
     images = random.integers(0, 256, (batch, *model.image_shape), np.uint8)
     z = random.normal(size=(batch, model.latent_size)).astype(np.float32)
     scaled, latents = scale_images(jax.device_put(images)), jax.device_put(z)
-    encode = jax.jit(lambda v, x: network.apply(v, x, method="encode"))
-    decode = jax.jit(lambda v, z: network.apply(v, z, method="decode"))
-    sample = jax.jit(
+    jit = partial(jax.jit, compiler_options=compiler_options())
+    encode = jit(lambda v, x: network.apply(v, x, method="encode"))
+    decode = jit(lambda v, z: network.apply(v, z, method="decode"))
+    sample = jit(
         lambda v, key: network.apply(v, sampler.draw(key, batch), method="decode")
     )
     return {

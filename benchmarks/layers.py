@@ -1,8 +1,8 @@
-"""Milliseconds of our gradient of a convolution's kernel beside XLA's, and of our group normalisation beside Flax's.
+"""Milliseconds on a CPU of convolutions with our options of XLA beside its defaults, and of our group normalisation beside Flax's.
 
     python benchmarks/layers.py --json=benchmarks/layers.json
 
-Kernel gradients alone; group normalisation with ReLU, forward and backward. Each pair is
+Group normalisation with ReLU, forward and backward, both with our options. Each pair is
 timed in turn on batches of 16, after both have given the same.
 """
 
@@ -17,23 +17,38 @@ import jax.numpy as jnp
 import numpy as np
 from record import show, time_in_turn, write
 
-from gamix_jax.models.convolution import convolve
+from gamix_jax.cpu import compiler_options, keep_freed_memory
 from gamix_jax.models.normalization import GroupNorm
 
 SHAPES = ((64, 32), (32, 64), (32, 128), (16, 128), (64, 128))  # pixels, channels
 
 
-def lax_convolve(x: jax.Array, kernel: jax.Array, *window) -> jax.Array:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, *window, dimension_numbers=numbers)
+Options = dict[str, str] | None
 
 
-def kernel_gradient(convolve: Callable) -> Callable[..., jax.Array]:
-    def gradient(x, kernel, cotangent):
-        _, pull_back = jax.vjp(lambda k: convolve(x, k, (1, 1), "SAME"), kernel)
-        return pull_back(cotangent)
+def convolution_passes(window: int, options: Options) -> dict[str, Callable]:
+    """The convolution of a stage and its two gradients, each (x, kernel, cotangent) to an array."""
 
-    return jax.jit(gradient)
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def of_input(x, kernel, cotangent):
+        return jax.vjp(lambda x: convolve(x, kernel), x)[1](cotangent)
+
+    def of_kernel(x, kernel, cotangent):
+        return jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](cotangent)
+
+    functions = {
+        "forward": lambda x, kernel, cotangent: convolve(x, kernel),
+        "input's gradient": of_input,
+        "kernel's gradient": of_kernel,
+    }
+    return {
+        f"{window}x{window} {name}": jax.jit(function, compiler_options=options)
+        for name, function in functions.items()
+    }
 
 
 def norm_gradient(norm: nn.Module) -> Callable[..., Any]:
@@ -41,7 +56,7 @@ def norm_gradient(norm: nn.Module) -> Callable[..., Any]:
         _, pull_back = jax.vjp(lambda p, x: nn.relu(norm.apply(p, x)), params, x)
         return pull_back(cotangent)
 
-    return jax.jit(gradient)
+    return jax.jit(gradient, compiler_options=compiler_options())
 
 
 def compare(what: str, size: int, channels: int, pair: tuple, *arguments) -> dict:
@@ -73,18 +88,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     path = parser.parse_args().json
+    keep_freed_memory()
     random, rows = np.random.default_rng(0), []
 
     def noise(*shape: int) -> jax.Array:
         return jnp.asarray(random.normal(size=shape), jnp.float32)
 
     for window in (3, 1):
+        ours, others = (
+            convolution_passes(window, options)
+            for options in (compiler_options(), None)
+        )
         for size, channels in SHAPES:
             x, cotangent = noise(2, 16, size, size, channels)
             kernel = noise(window, window, channels, channels)
-            pair = tuple(map(kernel_gradient, (convolve, lax_convolve)))
-            what = f"{window}x{window} kernel's gradient"
-            rows.append(compare(what, size, channels, pair, x, kernel, cotangent))
+            rows += [
+                compare(name, size, channels, pair, x, kernel, cotangent)
+                for name, *pair in zip(
+                    ours, ours.values(), others.values(), strict=True
+                )
+            ]
     for size, channels in SHAPES:
         x, cotangent = noise(2, 16, size, size, channels)
         groups = channels // 4
@@ -94,7 +117,7 @@ def main() -> None:
         rows.append(
             compare("group norm, ReLU", size, channels, pair, x, params, cotangent)
         )
-    show(rows, "Ours beside XLA's and Flax's, batches of 16")
+    show(rows, "Ours beside XLA's defaults and Flax's, batches of 16")
     write(path, {"rows": rows})
 
 

@@ -31,6 +31,7 @@ from record import show, time_in_turn, write
 from torch import nn
 from twin_step import Twin
 
+from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import TrainState, create_state
 from gamix_jax.steps import make_train_step
@@ -262,6 +263,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
+    keep_freed_memory()  # of PyTorch too
     check(args.compile_modes)
     rows = [
         measure(

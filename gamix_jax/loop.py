@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from gamix_jax import data, figures
 from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.cpu import compiler_options
 from gamix_jax.errors import InputError
 from gamix_jax.interrupts import Stopped, StopSignals
 from gamix_jax.logs import MetricLog, ProgressBar
@@ -74,7 +76,8 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
     steps = make_steps(run.config)
     train_step = map_over_devices(steps.train_step, donate_state=True)
     eval_step = map_over_devices(steps.eval_step)
-    draw = _painter(run, jax.jit(steps.sample), jax.jit(steps.reconstruct))
+    jit = partial(jax.jit, compiler_options=compiler_options())
+    draw = _painter(run, jit(steps.sample), jit(steps.reconstruct))
     skipped, recent = int(state.skipped), []
     reported = dict.fromkeys(run.images, 0)
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gamix_jax.cpu import compiler_options
 from gamix_jax.steps import AXIS
 
 
@@ -22,12 +23,7 @@ def pmapped(step: Callable, donate_state: bool = False) -> Callable:
 
 def compile_mapped(mapped: Callable, state: Any, batch: Any) -> jax.stages.Compiled:
     """The program of `pmapped` for arguments of these shapes; of one process."""
-    if jax.default_backend() != "cpu":
-        return mapped.lower(state, batch).compile()
-    # XLA on CPU would merge what is computed again to save memory with what it was first
-    # computed as, and so save none.
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    return mapped.lower(state, batch).compile(options)
+    return mapped.lower(state, batch).compile(compiler_options())
 
 
 def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:

@@ -15,6 +15,7 @@ from absl import logging
 
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.config import default_config
+from gamix_jax.cpu import compiler_options
 from gamix_jax.errors import InputError
 from gamix_jax.likelihood import importance_weighted_log_probs
 from gamix_jax.mixture import GaussianMixture
@@ -115,10 +116,11 @@ class TrainedModel:
         self.prior = apply(self._variables, method="latent_prior")
         self._prior_sampler = prior_sampler(self.prior)
         # Weights are arguments: as constants they would be compiled into each program.
-        self._encode = jax.jit(lambda v, images: apply(v, images, method="encode"))
-        self._decode = jax.jit(lambda v, z: apply(v, z, method="decode"))
+        jit = partial(jax.jit, compiler_options=compiler_options())
+        self._encode = jit(lambda v, images: apply(v, images, method="encode"))
+        self._decode = jit(lambda v, z: apply(v, z, method="decode"))
 
-        @partial(jax.jit, static_argnums=5)
+        @partial(jit, static_argnums=5)
         def score(v, prior, scale, images, keys, samples):
             return importance_weighted_log_probs(
                 lambda z: apply(v, z, method="decode"),

@@ -11,6 +11,7 @@ from test_models import tiny
 from test_steps import BATCH, gradients, images, run, tiny_config
 
 from gamix_jax import losses
+from gamix_jax.cpu import compiler_options
 from gamix_jax.mixture import (
     AggregateMoments,
     GaussianMixture,
@@ -244,15 +245,14 @@ def test_chunks_do_not_change_a_step():
 @pytest.mark.slow
 def test_chunks_save_memory():
     """Of 8 components one at a time: less than half of the gradient's temporary arrays."""
-    # So large that the copies of a few images, for gradients of kernels, are little.
     model = tiny(image_size=32, channels=1, widths=(16, 16), components=8)
     x, keys = jnp.zeros((8, 32, 32, 1)), jax.random.split(jax.random.key(0), 8)
     variables = jax.eval_shape(model.init, keys[0], x, keys)
 
     def temporary(chunk):
         loss = lambda v: jnp.sum(model.apply(v, x, keys, chunk=chunk).reconstruction)
-        # As `parallel.compile_mapped`, else XLA on CPU merges what is computed again.
-        options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+        # Else XLA on CPU merges what is computed again.
+        options = compiler_options()
         compiled = jax.jit(jax.grad(loss)).lower(variables).compile(options)
         return compiled.memory_analysis().temp_size_in_bytes
 

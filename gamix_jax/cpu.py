@@ -1,0 +1,39 @@
+"""What makes programs on a CPU fast."""
+
+import ctypes
+import platform
+
+import jax
+
+
+def compiler_options() -> dict[str, str] | None:
+    """XLA's options for a program, as `jax.jit` and `compile` take them; None but on a CPU.
+
+    Convolutions not by YNNPACK, whose kernel gradients take several times as long as
+    those of Eigen, and which slows the forward pass of narrow ones (docs/performance.md).
+    And not the pass that would merge what is computed again to save memory with what it
+    was first computed as, and so save none.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    return {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    }
+
+
+def keep_freed_memory() -> None:
+    """Has this process keep the memory that it frees (glibc); to be called before JAX starts its threads.
+
+    A program's temporary memory on a CPU otherwise comes from the system anew at each
+    call, and mapping its pages takes up to a quarter of a training step.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    # malloc.h: never trimmed, nothing by mmap, and one heap: those of threads that have
+    # their own would give large pieces back.
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    libc = ctypes.CDLL(None)
+    libc.mallopt(trim_threshold, -1)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(arena_max, 1)

@@ -1,0 +1,64 @@
+"""XLA's options on a CPU, and the memory that a process keeps."""
+
+import platform
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gamix_jax.cpu import compiler_options
+
+# Ten steps of 64 MiB of temporary memory each; prints how many pages they mapped.
+FAULTS = """
+import resource, sys
+from gamix_jax.cpu import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+import jax, jax.numpy as jnp
+
+@jax.jit
+def step(x):
+    return jnp.sum(jax.lax.optimization_barrier(x.T * 2.0) * x)
+
+x = jnp.ones((4096, 4096))
+for _ in range(20):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_convolutions_are_not_ynnpack_s():
+    """That is XLA's default of jax 0.10 to 0.12, and slow."""
+
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    lowered = jax.jit(convolve).lower(
+        jnp.ones((16, 64, 64, 32)), jnp.ones((3, 3, 32, 32))
+    )
+    assert "ynn_fusion" in lowered.compile().as_text()
+    assert "ynn_fusion" not in lowered.compile(compiler_options()).as_text()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_kept():
+    """A step may begin before the last one's memory is free, so that a few still map pages."""
+    kept, fresh = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, word],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for word in ("keep", "fresh")
+    )
+    assert kept < fresh / 4
