@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
 from gamix_jax import pods
+from gamix_jax.cpu import compiler_options
 from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import create_state
 from gamix_jax.steps import AXIS, make_train_step
@@ -36,6 +37,8 @@ def shard_over_devices(step: Callable, donate_state: bool = False) -> Callable:
             check_vma=False,  # gradients as under pmap: the step averages them itself
         ),
         donate_argnums=(0,) if donate_state else (),
+        # As pmap has them, see parallel.py.
+        compiler_options=compiler_options() if jax.process_count() == 1 else None,
     )
     waits = jax.device_count() > 1 and jax.default_backend() == "cpu"  # as parallel.py
 

@@ -1,4 +1,4 @@
-"""What a configuration amounts to: keys, parameters and arithmetic, without allocating or compiling anything."""
+"""What a configuration amounts to: keys, parameters, arithmetic and memory, without allocating anything."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gamix_jax.config import check_config
-from gamix_jax.parallel import pmapped
+from gamix_jax.parallel import compile_mapped, pmapped
 from gamix_jax.state import create_state
 from gamix_jax.steps import make_train_step
 
@@ -29,7 +29,11 @@ ASSUMED_FLOP_RATE = 100e12
 
 
 def describe(config: ml_collections.ConfigDict, console: Console) -> None:
-    """Prints the configuration, the parameters of each module and the floating-point operations of a training step."""
+    """Prints the configuration, the parameters of each module, and the floating-point operations, the sums over devices and the memory of a training step.
+
+    For the last the step is compiled for the devices of this machine, last of all; the
+    training then finds it in `--cache_dir`.
+    """
     check_config(config, jax.device_count())
     console.print(str(config), markup=False, highlight=False)
     console.print(parameter_table(config))
@@ -47,6 +51,27 @@ def describe(config: ml_collections.ConfigDict, console: Console) -> None:
             sum(reduced.values()), gflop, config.train.batch_size // jax.device_count()
         )
     )
+    console.print("Compiling the step, for its memory (a minute or two, once) ...")
+    allotted = memory(compile_mapped(*abstract_step(config)))
+    console.print(
+        f"Memory of a training step on each {jax.devices()[0].device_kind}: "
+        f"{sum(allotted.values()) / 2**20:,.0f} MiB, of them "
+        + ", ".join(f"{what} {size / 2**20:,.1f}" for what, size in allotted.items())
+    )
+
+
+def memory(step: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes on a device during a compiled step, by what they are, as XLA allots them: the peak is their sum.
+
+    State and batch come in; results are what goes out and does not take the state's
+    place; temporary are activations, gradients and room for single operations.
+    """
+    allotted = step.memory_analysis()
+    return {
+        "state and batch": allotted.argument_size_in_bytes,
+        "results": allotted.output_size_in_bytes - allotted.alias_size_in_bytes,
+        "temporary": allotted.temp_size_in_bytes,
+    }
 
 
 def parameter_table(config: ml_collections.ConfigDict) -> Table:

@@ -8,6 +8,7 @@ from test_steps import tiny_config
 from gamix_jax.describe import (
     abstract_step,
     equations,
+    memory,
     operations,
     reduced_bytes,
     scaling_table,
@@ -99,9 +100,23 @@ def test_remat_halves_the_memory():
     temporary = []
     for remat in (False, True):
         config.model.remat = remat
-        compiled = compile_mapped(*abstract_step(config))
-        temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+        temporary.append(memory(compile_mapped(*abstract_step(config)))["temporary"])
     assert temporary[1] <= temporary[0] / 2
+
+
+def test_memory_of_a_step():
+    """State and batch by hand from their shapes, of one of 8 devices; what is kept for the gradient is at least the first layer's output."""
+    config = tiny_config()
+    allotted = memory(compile_mapped(*abstract_step(config)))
+    state = jax.eval_shape(lambda: create_state(config))
+    count = config.train.batch_size // 8
+    size, channels = config.data.size, config.data.channels
+    batch = count * size * size * channels
+    expected = batch + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    # XLA leaves out what the step does not read.
+    assert 0.98 * expected <= allotted["state and batch"] <= expected
+    assert allotted["temporary"] >= 4 * count * size * size * config.model.widths[0]
+    assert 0 <= allotted["results"] <= expected
 
 
 def test_scaling_by_hand():

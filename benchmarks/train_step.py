@@ -1,0 +1,146 @@
+"""The whole training step (both players, their optimisers, the average of the weights, the metrics): images per second, and how far from what the machine can do.
+
+    python benchmarks/train_step.py --configs=digits,celeba,celeba:128,celeba_hq --json=FILE
+
+No step takes less than its products, the floating-point operations of its convolutions
+and matrix products at the rate of a large matrix product, nor than its copies, the bytes
+that XLA counts in the compiled program at the rate of a large addition in place of a copy.
+Both rates are measured here, in turn with the step. The floor is the larger. Bytes are
+counted per operation, so an operation whose input lies in the cache can beat them. "Host"
+is what a call costs beside the program: a step that only adds 1 to as many numbers as the
+state has arrays. One device; no data is read.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import record
+
+from gamix_jax.cpu import compiler_options, keep_freed_memory
+from gamix_jax.describe import memory, training_gflop_per_image
+from gamix_jax.parallel import compile_mapped, pmapped, put_on_devices, replicate
+from gamix_jax.state import create_state
+from gamix_jax.steps import make_train_step
+
+SIDE = {"cpu": 2048, "gpu": 8192}  # of the square matrices
+COPIED = 2**28  # bytes
+
+
+def repeated(function: Callable, state: Any, *rest: Any) -> Callable[[], Any]:
+    """A call that goes on from what the last one returned first, and waits."""
+
+    def call() -> None:
+        nonlocal state
+        state, result = function(state, *rest)
+        jax.block_until_ready((state, result))
+
+    call()
+    return call
+
+
+def calls(
+    config: ml_collections.ConfigDict,
+) -> tuple[dict[str, Callable], jax.stages.Compiled]:
+    """The step, a step without work, a matrix product and a copy; and the step's program."""
+    size, channels = config.data.size, config.data.channels
+    shape = (config.train.batch_size, size, size, channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    batch, state = put_on_devices(images), replicate(create_state(config))
+    step = compile_mapped(
+        pmapped(make_train_step(config), donate_state=True), state, batch
+    )
+    nothing = replicate(jax.tree.map(lambda x: jnp.zeros(()), state))
+
+    def only_count(state: Any, _: jax.Array) -> tuple[Any, jax.Array]:
+        return jax.tree.map(lambda x: x + 1, state), jax.lax.axis_index("batch")
+
+    without_work = compile_mapped(
+        pmapped(only_count, donate_state=True), nothing, batch
+    )
+    side = SIDE[jax.default_backend()]
+    matrix = jnp.full((side, side), 1.0 / side, config.model.dtype)
+    of_bytes = jnp.zeros(COPIED // 4)
+    options = compiler_options()
+    product = jax.jit(lambda x, y: (x @ y, 0), compiler_options=options)
+    copy = jax.jit(lambda x: (x + 1.0, 0), compiler_options=options)
+    return {
+        "step": repeated(step, state, batch),
+        "host": repeated(without_work, nothing, batch),
+        "product": repeated(product, matrix, matrix),
+        "copy": repeated(copy, of_bytes),
+    }, step
+
+
+def measure(name: str, dtype: str, batch: int, remat: bool, rounds: int) -> dict:
+    """A row of the table."""
+    config = record.load_config(name)
+    config.model.dtype, config.model.remat = dtype, remat
+    config.train.batch_size = batch or config.train.batch_size
+    functions, step = calls(config)
+    times = {
+        what: float(np.median(seconds))
+        for what, seconds in record.time_in_turn(functions, rounds).items()
+    }
+    flop = 1e9 * training_gflop_per_image(config) * config.train.batch_size
+    side = SIDE[jax.default_backend()]
+    rate, bytes_a_second = 2 * side**3 / times["product"], 2 * COPIED / times["copy"]
+    of_products = flop / rate
+    of_copies = step.cost_analysis()["bytes accessed"] / bytes_a_second
+    return {
+        "config": name,
+        "dtype": dtype,
+        "remat": remat,
+        "batch": config.train.batch_size,
+        "ms a step": 1e3 * times["step"],
+        "images/s": config.train.batch_size / times["step"],
+        "GFLOP/s": flop / times["step"] / 1e9,
+        "of products": rate / 1e9,
+        "GB/s of copies": bytes_a_second / 1e9,
+        "products, ms": 1e3 * of_products,
+        "copies, ms": 1e3 * of_copies,
+        "floor / step": max(of_products, of_copies) / times["step"],
+        "host / step": times["host"] / times["step"],
+        "memory, MiB": sum(memory(step).values()) / 2**20,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+
+    def words(text: str) -> list[str]:
+        return text.split(";") if ";" in text else text.split(",")
+
+    parser.add_argument(
+        "--configs",
+        type=words,
+        default=["digits"],
+        help="with commas between; with semicolons where a variant has commas",
+    )
+    parser.add_argument("--dtypes", type=words, default=["float32"])
+    parser.add_argument("--batches", type=words, default=["0"], help="0: the config's")
+    parser.add_argument("--remat", type=words, default=["no"], help="no, yes or no,yes")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    keep_freed_memory()
+    if jax.local_device_count() > 1:
+        raise SystemExit("Let this see one device only (CUDA_VISIBLE_DEVICES=0).")
+    rows = [
+        measure(name, dtype, int(batch), remat == "yes", args.rounds)
+        for name in args.configs
+        for dtype in args.dtypes
+        for batch in args.batches
+        for remat in args.remat
+    ]
+    record.show(rows, "The training step beside the machine's limits")
+    record.write(args.json, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
