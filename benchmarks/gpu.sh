@@ -1,5 +1,5 @@
 #!/bin/bash
-# Everything that docs/performance.md wants from a GPU, in under 8 minutes: bash benchmarks/gpu.sh OUT
+# The step on a GPU, beside its limits and beside PyTorch, in under 8 minutes: bash benchmarks/gpu.sh OUT
 #
 # Uses the first GPU and no data. Writes a log and JSON of each part to the folder OUT; a
 # part that fails or takes too long is said so, and the next one begins. The twin wants
@@ -7,7 +7,8 @@
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
-export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} PYTHONPATH=.
+visible=${CUDA_VISIBLE_DEVICES:-0}
+export CUDA_VISIBLE_DEVICES=${visible%%,*} PYTHONPATH=.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_COMPILATION_CACHE_DIR=$out/compiled
 
 part() { # name, seconds, script and its flags
@@ -20,13 +21,13 @@ part() { # name, seconds, script and its flags
 }
 
 # One process for each dtype: what fails in one leaves the others.
-part step_bfloat16 100 train_step.py --configs=celeba,celeba_hq --dtypes=bfloat16 --rounds=3
-part step_float32 60 train_step.py --configs=celeba --dtypes=float32 --rounds=3
-part step_batches 60 train_step.py --configs=celeba --dtypes=bfloat16 --batches=256 --remat=no,yes --rounds=3
+part step_bfloat16 100 train_step.py --configs celeba celeba_hq --dtypes bfloat16 --rounds=3
+part step_float32 60 train_step.py --configs celeba --dtypes float32 --rounds=3
+part step_batches 60 train_step.py --configs celeba --dtypes bfloat16 --batches 256 --remat no yes --rounds=3
 if python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
   part twin_64 80 torch_twin.py --sizes=64 --batches=64 --dtypes=bfloat16 --rounds=3
   part twin_256 100 torch_twin.py --sizes=256 --batches=16 --dtypes=bfloat16 --rounds=3
 else
   echo "== twin: left out, for there is no PyTorch that sees a GPU"
 fi
-part digits 50 train_step.py --configs=digits --dtypes=float32,bfloat16 --rounds=3
+part digits 50 train_step.py --configs digits --dtypes float32 bfloat16 --rounds=3

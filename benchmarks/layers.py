@@ -53,8 +53,8 @@ def convolution_passes(window: int, options: Options) -> dict[str, Callable]:
 
 def norm_gradient(norm: nn.Module) -> Callable[..., Any]:
     def gradient(x, params, cotangent):
-        _, pull_back = jax.vjp(lambda p, x: nn.relu(norm.apply(p, x)), params, x)
-        return pull_back(cotangent)
+        y, pull_back = jax.vjp(lambda p, x: nn.relu(norm.apply(p, x)), params, x)
+        return y, pull_back(cotangent)
 
     return jax.jit(gradient, compiler_options=compiler_options())
 

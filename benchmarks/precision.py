@@ -1,6 +1,6 @@
 """The losses of a training in bfloat16 beside one in float32, from the same weights, images and noise, and beside float32 with another seed.
 
-    python benchmarks/precision.py --images=DIR --out=docs --json=benchmarks/precision.json
+    python benchmarks/precision.py --images=DIR --runs=runs/precision --out=docs --json=benchmarks/precision.json
 
 `--images` is the folder of photos that configs/celeba.py:folder,small trains on, with the
 discriminator from the first step. Draws the curves to OUT/precision.png. The table has
@@ -10,7 +10,6 @@ alone differ by says how much of it is chance.
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -33,21 +32,21 @@ RUNS = {
 }
 
 
-def curves(images: Path, dtype: str, seed: int, steps: int) -> dict[str, np.ndarray]:
+def curves(
+    images: Path, workdir: Path, dtype: str, seed: int, steps: int
+) -> dict[str, np.ndarray]:
     """The losses at each step, [steps]."""
     config = record.load_config("celeba:folder,small")
     config.data.dir, config.model.dtype, config.seed = str(images), dtype, seed
     config.adversarial.start, config.train.log_every = 0, 1
     config.train.steps = config.train.evaluate_every = steps
     config.train.checkpoint_every = steps
-    with tempfile.TemporaryDirectory() as workdir:
-        train(config, Path(workdir))
-        lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    return {
-        loss: np.array([row[f"train/{loss}"] for row in rows if f"train/{loss}" in row])
-        for loss in LOSSES
-    }
+    train(config, workdir)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "kl" in row]
+    if len(rows) < steps:
+        raise SystemExit("Stopped; the same command goes on.")
+    return {loss: np.array([row[loss] for row in rows]) for loss in LOSSES}
 
 
 def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
@@ -69,11 +68,19 @@ def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument(
+        "--runs", type=Path, required=True, help="gone on from, if there"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the picture")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found = {name: curves(args.images, *run, args.steps) for name, run in RUNS.items()}
+    found = {
+        name: curves(
+            args.images, args.runs / f"{dtype}_{seed}", dtype, seed, args.steps
+        )
+        for name, (dtype, seed) in RUNS.items()
+    }
     draw(found, args.out / "precision.png")
     rows = []
     for loss in LOSSES:

@@ -264,6 +264,8 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     keep_freed_memory()  # of PyTorch too
+    if jax.local_device_count() > 1:
+        raise SystemExit("Let this see one device only (CUDA_VISIBLE_DEVICES=0).")
     check(args.compile_modes)
     rows = [
         measure(

@@ -7,12 +7,13 @@ import jax
 
 
 def compiler_options() -> dict[str, str] | None:
-    """XLA's options for a program, as `jax.jit` and `compile` take them; None but on a CPU.
+    """XLA's options for a program on a CPU, as `jax.jit` and `compile` take them; None elsewhere.
 
     Convolutions not by YNNPACK, whose kernel gradients take several times as long as
     those of Eigen, and which slows the forward pass of narrow ones (docs/performance.md).
     And not the pass that would merge what is computed again to save memory with what it
-    was first computed as, and so save none.
+    was first computed as, and so save none. jax 0.10 to 0.12 have both options, and a
+    version without them would refuse them.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -23,10 +24,12 @@ def compiler_options() -> dict[str, str] | None:
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep the memory that it frees (glibc); to be called before JAX starts its threads.
+    """Has this process keep the memory that it frees (glibc), before JAX starts its threads.
 
     A program's temporary memory on a CPU otherwise comes from the system anew at each
-    call, and mapping its pages takes up to a quarter of a training step.
+    call, and mapping its pages takes up to a quarter of a training step. What devices
+    there are is not known so early: with a GPU it is the host's memory that is kept, and
+    never shrinks.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -1,4 +1,4 @@
-"""What a configuration amounts to: keys, parameters, arithmetic and memory, without allocating anything."""
+"""What a configuration amounts to: keys, parameters, arithmetic and memory, without running a step."""
 
 import math
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gamix_jax.config import check_config
+from gamix_jax.errors import raise_if_memory_is_full
 from gamix_jax.parallel import compile_mapped, pmapped
 from gamix_jax.state import create_state
 from gamix_jax.steps import make_train_step
@@ -52,7 +53,11 @@ def describe(config: ml_collections.ConfigDict, console: Console) -> None:
         )
     )
     console.print("Compiling the step, for its memory (a minute or two, once) ...")
-    allotted = memory(compile_mapped(*abstract_step(config)))
+    try:
+        allotted = memory(compile_mapped(*abstract_step(config)))
+    except jax.errors.JaxRuntimeError as error:
+        raise_if_memory_is_full(error)
+        raise
     console.print(
         f"Memory of a training step on each {jax.devices()[0].device_kind}: "
         f"{sum(allotted.values()) / 2**20:,.0f} MiB, of them "

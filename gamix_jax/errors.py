@@ -30,3 +30,13 @@ def make_folder(folder: Path, flag: str) -> None:
         raise InputError(
             f"--{flag}={folder} cannot be written to ({error.strerror}); name another folder."
         ) from error
+
+
+def raise_if_memory_is_full(error: Exception) -> None:
+    """Raises InputError where JAX found no room on a device, to compile or to run a step."""
+    if "RESOURCE_EXHAUSTED" in str(error):
+        raise InputError(
+            f"The memory of the devices does not suffice ({str(error).splitlines()[0][:200]}); "
+            "lower config.train.batch_size or the sizes of the model, set "
+            "config.model.remat, or use more devices."
+        ) from error

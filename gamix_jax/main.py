@@ -88,6 +88,8 @@ def _train() -> None:
     """Checks the flags of this mode, starts the processes if there are several, and trains."""
     workdir = _workdir()
     from gamix_jax.cpu import keep_freed_memory
+
+    keep_freed_memory()
     from gamix_jax.profiling import parse_steps
     from gamix_jax.train import train
 
@@ -98,7 +100,6 @@ def _train() -> None:
         for name in flags.PROCESS_FLAGS:
             if absl_flags.FLAGS[name].present:
                 raise InputError(f"--{name} is for --distributed; add that.")
-        keep_freed_memory()
         train(flags.CONFIG.value, workdir, flags.ACCEPT_CHANGES.value, profile)
         return
     import jax
@@ -111,7 +112,6 @@ def _train() -> None:
         flags.PROCESS_ID.value,
     )
     try:
-        keep_freed_memory()
         train(flags.CONFIG.value, workdir, flags.ACCEPT_CHANGES.value, profile)
         words.close()
     except BaseException as error:

@@ -47,7 +47,9 @@ def map_over_devices(step: Callable, donate_state: bool = False) -> Callable:
         return mapped
     # Steps in flight at once can block each other's collectives on CPU devices, for good
     # between processes (jax 0.10 to 0.12).
-    if jax.process_count() > 1:  # where what pmap compiled takes no local arrays
+    # What pmap compiled takes no local arrays of several processes: those run without
+    # `compiler_options`.
+    if jax.process_count() > 1:
         return lambda state, batch: jax.block_until_ready(mapped(state, batch))
     programs = {}
 

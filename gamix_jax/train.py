@@ -12,7 +12,7 @@ from rich.console import Console
 from gamix_jax import data
 from gamix_jax.checkpoint import Checkpoints, check_room
 from gamix_jax.config import check_config, flatten
-from gamix_jax.errors import NO_ROOM, InputError, make_folder
+from gamix_jax.errors import NO_ROOM, InputError, make_folder, raise_if_memory_is_full
 from gamix_jax.lock import locked, read_holder
 from gamix_jax.logs import MetricLog, holds_evaluation
 from gamix_jax.loop import Run, run_steps
@@ -56,12 +56,8 @@ def train(
         with contextlib.ExitStack() as stack:
             return _train(config, workdir, accept_changes, profile, console, stack)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise InputError(
-            f"The memory of the devices does not suffice ({str(error).splitlines()[0][:200]}); "
-            "lower config.train.batch_size or the sizes of the model, or use more devices."
-        ) from error
+        raise_if_memory_is_full(error)
+        raise
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -105,3 +105,18 @@ def test_input_pipeline(tmp_path, tiny):
     assert plain["to Pillow"] == 1.0
     # A process that reads holds at least its own interpreter and NumPy.
     assert all(row["memory, MiB"] > 20 for row in rest if row["workers"] == 1)
+
+
+@pytest.mark.slow
+def test_train_step(tmp_path, tiny, monkeypatch):
+    # One device.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    found = rows(
+        *("train_step.py", tmp_path, "--configs", tiny, "--batches", "8"),
+        *("--remat", "no", "yes", "--rounds=1"),
+    )
+    assert [(row["batch"], row["remat"]) for row in found] == [(8, False), (8, True)]
+    for row in found:
+        floor = max(row["products, ms"], row["copies, ms"])
+        assert row["floor / step"] == pytest.approx(floor / row["ms a step"])
+        assert row["images/s"] * row["ms a step"] == pytest.approx(1e3 * row["batch"])

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.console import Console
 from rich.progress import track
 
+from gamix_jax.cpu import compiler_options
 from gamix_jax.data import Images, evaluation_batches, train_batches
 from gamix_jax.data.batches import shuffled
 from gamix_jax.errors import InputError
@@ -226,7 +228,7 @@ def _train(
         params = classifier.init(key, jnp.zeros((1, *images.shape[1:])))["params"]
         return params, optimizer.init(params)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def train_step(
         params: Any, opt_state: Any, step: int, batch: jax.Array, target: jax.Array
     ) -> tuple[Any, Any]:
@@ -284,7 +286,7 @@ def _accuracy(
 ) -> tuple[float, int]:
     """The fraction of images whose largest logit is at their target, and their number."""
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def classify(params: Any, batch: jax.Array) -> jax.Array:
         logits = classifier.apply({"params": params}, scale_images(batch))
         return jnp.argmax(logits, axis=-1)

@@ -11,7 +11,7 @@ Norm = Literal["batch", "group", "affine"]
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu and He 2018): flax's, with the same parameters, but sums over pixels first and over the channels of a group after, which XLA does several times faster on CPU (docs/performance.md).
+    """Group normalisation (Wu and He 2018): flax's, with the same parameters, but sums over pixels first and over the channels of a group after, which XLA does 2 to 3 times faster on CPU (docs/performance.md).
 
     Attributes:
       num_groups: a divisor of the channels.
