@@ -218,25 +218,26 @@ def test_gradients_are_those_of_the_objective_written_plainly(loss):
 def test_adversarial_start():
     """Before its start the term moves the discriminator only; the autoencoder goes as without it."""
     alone, _ = run(tiny_config(adversarial__loss="none"), steps=2)
-    late, metrics = run(tiny_config(adversarial__start=2), steps=2)
+    moved, metrics = run(tiny_config(adversarial__start=2), steps=2)
     early, _ = run(tiny_config(adversarial__start=1), steps=2)
-    chex.assert_trees_all_close(
-        alone.generator_params, late.generator_params, atol=2e-6
-    )
-    moved = [
-        np.max(np.abs(a - b))
-        for a, b in zip(
-            *map(jax.tree.leaves, (early.generator_params, late.generator_params)),
-            strict=True,
+    # Gradients and not parameters: Adam makes whole steps of the rounding of a gradient
+    # that is 0, as of a bias before batch normalisation.
+    alone, late, early = (
+        jnp.concatenate(
+            [jnp.ravel(x) for x in jax.tree.leaves(gradients(of, "generator"))]
         )
-    ]
-    assert max(moved) > 2e-5
+        for of in (alone, moved, early)
+    )
+    scale = jnp.linalg.norm(alone)
+    assert jnp.linalg.norm(late - alone) < 1e-4 * scale
+    assert jnp.linalg.norm(early - alone) > 1e-2 * scale
     start = create_state(tiny_config())
     assert any(
         np.any(a != b)
         for a, b in zip(
             *map(
-                jax.tree.leaves, (start.discriminator_params, late.discriminator_params)
+                jax.tree.leaves,
+                (start.discriminator_params, moved.discriminator_params),
             ),
             strict=True,
         )
