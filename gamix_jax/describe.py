@@ -32,8 +32,7 @@ ASSUMED_FLOP_RATE = 100e12
 def describe(config: ml_collections.ConfigDict, console: Console) -> None:
     """Prints the configuration, the parameters of each module, and the floating-point operations, the sums over devices and the memory of a training step.
 
-    For the last the step is compiled for the devices of this machine, last of all; the
-    training then finds it in `--cache_dir`.
+    For the last the step is compiled for the devices of this machine, last of all.
     """
     check_config(config, jax.device_count())
     console.print(str(config), markup=False, highlight=False)
