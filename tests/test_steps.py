@@ -221,7 +221,7 @@ def test_adversarial_start():
     moved, metrics = run(tiny_config(adversarial__start=2), steps=2)
     early, _ = run(tiny_config(adversarial__start=1), steps=2)
     # Gradients and not parameters: Adam makes whole steps of the rounding of a gradient
-    # that is 0, as of a bias before batch normalisation.
+    # that is 0, as of a bias before group normalisation of one channel.
     alone, late, early = (
         jnp.concatenate(
             [jnp.ravel(x) for x in jax.tree.leaves(gradients(of, "generator"))]
@@ -229,7 +229,8 @@ def test_adversarial_start():
         for of in (alone, moved, early)
     )
     scale = jnp.linalg.norm(alone)
-    assert jnp.linalg.norm(late - alone) < 1e-4 * scale
+    # Two programs of float32 round apart by 1.8e-7 here; the term, where it is on, by 0.13.
+    assert jnp.linalg.norm(late - alone) < 1e-5 * scale
     assert jnp.linalg.norm(early - alone) > 1e-2 * scale
     start = create_state(tiny_config())
     assert any(
