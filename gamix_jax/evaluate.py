@@ -109,8 +109,8 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
             "reconstructions, which are paired with the reference; precision and recall "
             f"have k = 3, density and coverage k = 5; what compares images in pairs takes the first {MOST_KEPT:,}. SSIM: "
             "Gaussian window of 11 pixels or as many as there are. PSNR is averaged over images (what "
-            f"training logs is that of the mean squared error). Prior: {prior}. Fitted mixture: up to "
-            f"{FITTED_COMPONENTS} Gaussians fitted to one draw of z from each of {coded:,} training images. Standard "
+            f"training logs is that of the mean squared error). Prior: {prior}. Fitted Gaussian and mixture: one "
+            f"and up to {FITTED_COMPONENTS} Gaussians fitted to one draw of z from each of {coded:,} training images. Standard "
             "errors: of means over images; Frechet by leaving out one of ten blocks; kernel of "
             "images and subsets; precision to coverage with the neighbourhoods held fixed."
         ),

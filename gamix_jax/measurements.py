@@ -201,9 +201,10 @@ class Evaluation:
         )
 
     def samplers(self, coded: Coded) -> dict[str, LatentSampler]:
-        """The prior, and a mixture fitted to the codes of training images."""
+        """The prior, and a Gaussian and a mixture fitted to the codes of training images."""
         return {
             "prior": prior_sampler(self.model.prior),
+            "fitted Gaussian": fit_sampler(coded.z, self.options.seed, components=1),
             "fitted mixture": fit_sampler(coded.z, self.options.seed),
         }
 

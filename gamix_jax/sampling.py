@@ -98,19 +98,22 @@ def prior_sampler(prior: GaussianMixture) -> LatentSampler:
     return LatentSampler(prior.log_weights, prior.mean, jnp.exp(0.5 * prior.log_var))
 
 
-def fit_sampler(z: np.ndarray, seed: int) -> LatentSampler:
+def fit_sampler(
+    z: np.ndarray, seed: int, components: int = FITTED_COMPONENTS
+) -> LatentSampler:
     """Draws from a mixture fitted to the aggregate posterior by expectation maximisation (Ghosh et al. 2020, "ex-post density estimation").
 
     Args:
       z: [N, D], one draw from the posterior of each of N training images.
       seed: of the first assignment.
+      components: at most; 1 gives the Gaussian of z's own moments.
 
     Returns:
-      A mixture of at most FITTED_COMPONENTS, with full covariances up to
+      The mixture, with full covariances up to
       FULL_COVARIANCE_UP_TO dimensions.
     """
     full = z.shape[1] <= FULL_COVARIANCE_UP_TO
-    components = max(1, min(FITTED_COMPONENTS, len(z) // (2 * z.shape[1])))
+    components = max(1, min(components, len(z) // (2 * z.shape[1])))
     fitted = SklearnMixture(
         components, covariance_type="full" if full else "diag", random_state=seed
     )
