@@ -53,7 +53,7 @@ NETWORK = {
 # of errors.
 DATA = {
     "digits": ("digits", {"data.size": 8, "model.widths": (16, 32)}, (100, 200)),
-    "mnist": ("mnist", {"data.source": "array"}, (300, 600, 1200, 2400, 4800)),
+    "mnist": ("mnist", {"data.source": "array"}, (600, 1200, 2400, 4800)),
     "cifar10": (
         "cifar10",
         {"data.source": "array", "model.latent_size": 64},
@@ -204,7 +204,7 @@ def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=DATA, required=True)
-    parser.add_argument("--images", type=Path, default="", help="their file or folder")
+    parser.add_argument("--images", type=Path, help="their file or folder")
     parser.add_argument("--labelled", type=Path, help="faces: the .npz of CIFAR-10")
     parser.add_argument("--runs", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of pictures")
@@ -222,10 +222,13 @@ def main() -> None:
     parser.add_argument("--only", help="one run; used by the script itself")
     parser.add_argument("--cores", help="used by the script itself")
     args = parser.parse_args()
+    if args.data != "digits" and not (args.images and args.images.exists()):
+        raise SystemExit(f"--images={args.images or ''} is not there; name the images.")
     folder = args.runs / args.data
     folder.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     images = padded(args.images, folder) if args.data == "mnist" else args.images
-    config = base_config(args.data, str(images), args.steps)
+    config = base_config(args.data, str(images or ""), args.steps)
     features = folder / "classifier.npz"
     if args.only:
         os.sched_setaffinity(0, map(int, args.cores.split(",")))
@@ -248,7 +251,10 @@ def main() -> None:
 
     if args.jobs:
         run_all([run for run in runs if not done(run)], folder, args.jobs)
+    missing = [run.name for run in runs if not done(run)]
     runs = [run for run in runs if done(run)]
+    if not runs:
+        raise SystemExit(f"No run is done; each has a log.txt in {folder}.")
     rows = [run._asdict() | tables.read_row(folder / run.name) for run in runs]
     for columns in (tables.OF_IMAGES, tables.OF_LATENTS):
         record.show(
@@ -258,9 +264,8 @@ def main() -> None:
     if ratios:
         record.show(ratios, f"Frechet distance over that of the {BASELINE}")
     tables.draw(rows, args.data, args.out / f"compare_{args.data}.png")
-    middle = sorted({run.weight for run in runs})[
-        len({run.weight for run in runs}) // 2
-    ]
+    weights = sorted({run.weight for run in runs})
+    middle = weights[len(weights) // 2]
     shown = {
         run.objective: folder / run.name
         for run in runs
@@ -268,6 +273,8 @@ def main() -> None:
     }
     tables.draw_samples(shown, args.out / f"compare_{args.data}_samples.png")
     record.write(args.json, {"rows": rows, "steps": args.steps})
+    if missing:
+        print(f"Not done, so not in the tables: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ def test_every_set_of_images_has_its_numbers(evaluated):
         "training images": compared,
         "reconstructions": samples | {"squared_error", "psnr", "ssim"},
         "samples, prior": samples,
+        "samples, fitted Gaussian": samples,
         "samples, fitted mixture": samples,
     }
 
@@ -183,11 +184,11 @@ def test_scores_tell_noise_as_the_model_does(evaluated, digits_run, options):
     np.testing.assert_allclose(*areas, atol=0.05)
 
 
-def test_samplers_are_two(evaluated):
+def test_samplers_are_three(evaluated):
     rows = evaluated[1]["images"]
-    prior, fitted = (rows[f"samples, {x}"] for x in ("prior", "fitted mixture"))
-    assert prior["frechet_distance"] != fitted["frechet_distance"]
-    assert prior["sharpness"] != fitted["sharpness"]
+    names = [f"samples, {x}" for x in ("prior", "fitted Gaussian", "fitted mixture")]
+    for number in ("frechet_distance", "sharpness"):
+        assert len({rows[name][number]["value"] for name in names}) == 3
 
 
 def test_the_first_of_those_chosen_stand_for_all(digits_run, options, tmp_path):

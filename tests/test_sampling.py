@@ -101,6 +101,16 @@ def test_a_fitted_mixture_has_the_moments_of_the_codes():
     np.testing.assert_array_equal(again.mean, sampler.mean)
 
 
+def test_one_component_is_the_gaussian_of_the_codes_moments():
+    """Of its own, but for the 1e-6 that scikit-learn adds to variances."""
+    codes = np.random.default_rng(0).normal(size=(50, 3)) * [0.1, 1, 2] + [4, 0, 0]
+    sampler = fit_sampler(codes, seed=0, components=1)
+    (factor,) = np.asarray(sampler.factor, np.float64)
+    covariance = np.cov(codes.T, bias=True) + 1e-6 * np.eye(3)
+    np.testing.assert_allclose(sampler.mean[0], codes.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(factor @ factor.T, covariance, rtol=1e-4, atol=1e-7)
+
+
 def test_few_codes_make_few_components():
     codes = np.random.default_rng(0).normal(size=(30, 5))
     assert fit_sampler(codes, seed=0).mean.shape == (3, 5)

@@ -1,0 +1,151 @@
+"""What benchmarks/compare.py says of runs: means over seeds, ratios at equal error, and what is done already."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_main import ROOT
+
+from gamix_jax.features import train_classifier
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import compare
+
+    return compare
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import compare_tables
+
+    return compare_tables
+
+
+def row(objective, weight, seed, error, distance):
+    return {
+        "objective": objective,
+        "weight": weight,
+        "seed": seed,
+        "squared error": error,
+        "Frechet distance": distance,
+    }
+
+
+def curve(objective, seed, factor, errors):
+    """Distances that fall as factor / error, which is no straight line in log error."""
+    return [row(objective, 1 / e, seed, e, factor / e) for e in errors]
+
+
+def test_means_over_seeds_with_their_standard_errors(tables):
+    rows = [row("a", 10.0, seed, 1.0, 2.0 * seed) for seed in range(3)]
+    (found,) = tables.over_seeds(rows, ["Frechet distance", "sharpness"])
+    # Of 0, 2 and 4: mean 2, standard deviation 2, of the mean 2 / sqrt(3).
+    assert found["Frechet distance"] == "2 ± 1.2"
+    assert (found["seeds"], found["weight"]) == ("3", "10")
+    assert "sharpness" not in found  # no row has it
+    (alone,) = tables.over_seeds(rows[1:2], ["Frechet distance"])
+    assert alone["Frechet distance"] == "2"
+
+
+def test_ratios_are_at_errors_that_both_reach(tables):
+    errors = np.geomspace(0.01, 0.1, 200)
+    rows = curve("base", 0, 1.0, errors) + curve("base", 1, 1.0, errors)
+    rows += curve("ours", 0, 0.5, 2 * errors) + curve("ours", 1, 0.7, 2 * errors)
+    (found,) = tables.at_equal_error(rows, "base", points=2)
+    assert (found["error 1"], found["error 2"]) == ("0.02", "0.1")
+    # Of 0.5 and 0.7: 0.6, and 0.1 of the mean.
+    assert (found["ratio 1"], found["ratio 2"]) == ("0.6 ± 0.1", "0.6 ± 0.1")
+
+
+def test_curves_without_a_common_error_or_seed_have_no_ratio(tables):
+    rows = curve("base", 0, 1.0, [0.01, 0.02])
+    assert tables.at_equal_error(rows + curve("a", 0, 1.0, [0.03, 0.04]), "base") == []
+    assert tables.at_equal_error(rows + curve("b", 1, 1.0, [0.01, 0.02]), "base") == []
+
+
+def test_every_objective_is_a_configuration_that_could_train(compare):
+    """Of all images; and no two runs have one folder."""
+    from gamix_jax.config import check_config
+
+    for data, (_, _, weights) in compare.DATA.items():
+        base = compare.base_config(data, "somewhere", steps=100)
+        runs = [
+            compare.Run(objective, weight, 0)
+            for objective in compare.OBJECTIVES
+            for weight in weights
+        ]
+        assert len({run.name for run in runs}) == len(runs)
+        for run in runs:
+            check_config(compare.run_config(base, run), 1)
+
+
+def test_mnist_is_padded_not_resized(compare, tmp_path):
+    images = np.random.default_rng(0).integers(1, 255, (3, 28, 28), np.uint8)
+    labels = np.arange(3)
+    arrays = {f"{s}_images": images for s in ("train", "test")}
+    np.savez(tmp_path / "mnist.npz", train_labels=labels, **arrays)
+    (tmp_path / "runs").mkdir()
+    path = compare.padded(tmp_path / "mnist.npz", tmp_path / "runs")
+    with np.load(path) as found:
+        assert found["test_images"].shape == (3, 32, 32)
+        np.testing.assert_array_equal(found["train_images"][:, 2:-2, 2:-2], images)
+        assert found["train_images"].sum() == images.sum()
+        np.testing.assert_array_equal(found["train_labels"], labels)
+
+
+@pytest.mark.slow
+def test_two_objectives_of_digits(compare, tmp_path):
+    """Trained and evaluated at their smallest; again at once, and with other settings not at all."""
+    from rich.console import Console
+
+    from gamix_jax.data import open_images
+
+    folder = tmp_path / "runs/digits"
+    config = compare.base_config("digits", "", steps=2)
+    splits = (open_images(config.data, split) for split in ("train", "test"))
+    train_classifier(*splits, folder / "classifier.npz", Console(quiet=True), steps=20)
+
+    def run(*arguments):
+        script = [sys.executable, ROOT / "benchmarks/compare.py", "--data=digits"]
+        places = [f"--runs={tmp_path}/runs", f"--out={tmp_path}"]
+        objectives = ["--objectives", "standard and beta-VAE", "full, PatchGAN"]
+        written = [f"--json={tmp_path}/found.json", "--seeds=1"]
+        return subprocess.run(
+            [*script, *places, *objectives, *written, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    result = run("--steps=2")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(": done") == 4, result.stdout
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(r["objective"], r["weight"]) for r in rows] == [
+        (objective, weight)
+        for objective in ("standard and beta-VAE", "full, PatchGAN")
+        for weight in (100, 200)
+    ]
+    for found in rows:
+        assert set(compare.tables.COLUMNS) < set(found)
+        numbers = (x for x in found.values() if not isinstance(x, str))
+        assert all(math.isfinite(x) for x in numbers)
+    for name in ("compare_digits.png", "compare_digits_samples.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    shutil.rmtree(folder / compare.Run("full, PatchGAN", 200, 0).name)
+    again = run("--steps=2", "--jobs=0")
+    assert again.returncode == 0, again.stderr
+    assert ": done" not in again.stdout
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert len(rows) == 3
+    other = run("--steps=3")
+    assert other.returncode != 0
+    assert "was run with another train.steps" in other.stderr
