@@ -74,6 +74,7 @@ def test_gradients_of_both_players_agree(arrays):
 @pytest.mark.skipif(
     not WHOLE.exists(), reason="the whole file of the author's numbers is not at hand"
 )
+@pytest.mark.slow
 def test_every_element_of_the_gradients_agrees():
     arrays = dict(np.load(WHOLE))
     for ours, theirs in zip(

@@ -48,6 +48,7 @@ def test_convolutions_are_not_ynnpack_s():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     """A step may begin before the last one's memory is free, so that a few can still map pages."""
     kept, fresh = (

@@ -280,6 +280,7 @@ def test_bfloat16_computes_narrow_and_keeps_wide():
     assert logits.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_remat_changes_memory_alone():
     """Names, values, statistics and gradients are as without; the blocks' insides are not kept."""
     images, keys = jnp.asarray(noise(4, 8, 8, 1)), jax.random.split(KEY, 4)

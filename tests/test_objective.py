@@ -259,6 +259,7 @@ def test_chunks_save_memory():
     assert temporary(1) < temporary(0) / 2
 
 
+@pytest.mark.slow
 def test_memory_in_the_step():
     """After two steps the memory is the mean of both batches' moments, the plain average of the beginning."""
     alone, _ = trained(objective__kl_weight=0.0, objective__covariance="full")

@@ -46,6 +46,7 @@ def test_the_steps_asked_for_are_traced_with_their_work(digits_run, tmp_path, ca
     assert f"Trace written to {tmp_path / 'run/profile'}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_the_middle_leaves_its_trace(
     digits_run, tmp_path, monkeypatch
 ):
