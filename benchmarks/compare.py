@@ -260,9 +260,12 @@ def main() -> None:
         record.show(
             tables.over_seeds(rows, columns), f"{args.data}, {args.steps:,} steps"
         )
-    ratios = tables.at_equal_error(rows, BASELINE)
-    if ratios:
-        record.show(ratios, f"Frechet distance over that of the {BASELINE}")
+    for distance, samples in tables.COMPARED.items():
+        ratios = tables.at_equal_error(rows, BASELINE, distance)
+        if ratios:
+            record.show(
+                ratios, f"Frechet distance over that of the {BASELINE}, {samples}"
+            )
     tables.draw(rows, args.data, args.out / f"compare_{args.data}.png")
     weights = sorted({run.weight for run in runs})
     middle = weights[len(weights) // 2]

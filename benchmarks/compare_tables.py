@@ -42,6 +42,12 @@ COLUMNS = {
     ),
     "bits per dimension": ("likelihood", "bits_per_dimension", "value"),
 }
+# The second is fair to an objective whose q(z) has other moments than the prior, which is
+# mended after training at no cost.
+COMPARED = {
+    DISTANCE: "samples of the prior",
+    "fitted Gaussian": "samples of the Gaussian fitted to q(z)",
+}
 # Two tables, for one is too wide.
 OF_IMAGES = tuple(COLUMNS)[:8]
 OF_LATENTS = (ERROR, *tuple(COLUMNS)[9:])
@@ -84,9 +90,12 @@ def _shown(values: list[float]) -> str:
 
 
 def at_equal_error(
-    rows: list[dict[str, Any]], baseline: str, points: int = 3
+    rows: list[dict[str, Any]],
+    baseline: str,
+    distance: str = DISTANCE,
+    points: int = 3,
 ) -> list[dict[str, str]]:
-    """The Frechet distance of each objective over the baseline's, at errors that both reach.
+    """A distance of each objective over the baseline's, at errors that both reach.
 
     Distances are interpolated linearly in log error along the weights of each seed; the
     errors divide the range common to all curves of the two objectives evenly in log. The
@@ -95,7 +104,7 @@ def at_equal_error(
     curves = defaultdict(dict)
     for row in rows:
         of_seed = curves[row["objective"]].setdefault(row["seed"], [])
-        of_seed.append((np.log(row[ERROR]), row[DISTANCE]))
+        of_seed.append((np.log(row[ERROR]), row[distance]))
     table = []
     for objective, of_objective in curves.items():
         seeds = sorted(of_objective.keys() & curves.get(baseline, {}).keys())

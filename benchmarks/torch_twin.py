@@ -16,7 +16,6 @@ says how many cores others had meanwhile; quote no ratio where that is above 0.1
 
 import argparse
 import os
-import runpy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ import ml_collections
 import numpy as np
 import optax
 import torch
-from record import show, time_in_turn, write
+from record import load_config, show, time_in_turn, write
 from torch import nn
 from twin_step import Twin
 
@@ -36,7 +35,7 @@ from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import TrainState, create_state
 from gamix_jax.steps import make_train_step
 
-CONFIGS = {64: ("celeba", ""), 128: ("celeba", "128"), 256: ("celeba_hq", "")}
+CONFIGS = {64: "celeba", 128: "celeba:128", 256: "celeba_hq"}
 # Of K = 1, where they are constant.
 NOT_COMPARED = {"component_entropy", "components_used"}
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -52,9 +51,7 @@ def configuration(
     size: int, width: int, batch: int, dtype: str
 ) -> ml_collections.ConfigDict:
     """Of configs/, with another width of all layers."""
-    name, variant = CONFIGS[size]
-    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
-    config = runpy.run_path(str(path))["get_config"](variant)
+    config = load_config(CONFIGS[size])
     config.model.widths = tuple(width for _ in config.model.widths)
     config.model.dtype = dtype
     config.discriminator.widths = tuple(

@@ -42,8 +42,8 @@ def check_steps(steps: range, first: int, last: int) -> None:
 class StepTrace:
     """Writes a trace of the chosen steps, and of what is done between them; of fewer where the run is stopped.
 
-    The event "train" with `step_num` n is the step that begins when n are done. Python's
-    own calls are left out: there are too many for the viewers. Of several processes,
+    The event "train" with `step_num` n is the wait for a batch and the call of the step that
+    begins when n are done. Python's own calls are left out: there are too many for the viewers. Of several processes,
     which do the same steps, the first one is traced.
 
     Args:
@@ -57,7 +57,7 @@ class StepTrace:
         self._folder, self._console, self._begun = folder, console, False
 
     def step(self, number: int, state: Any) -> jax.profiler.StepTraceAnnotation:
-        """A context for the call of a step; the trace begins with the first one, once all before it is done.
+        """A context for the wait for a batch and the call of a step; the trace begins with the first one, once all before it is done.
 
         Args:
           number: steps done before it.
