@@ -1,134 +1,59 @@
-"""The objectives side by side on real images: the same network, steps and images, each swept over weights of the reconstruction.
+"""The objectives side by side on real images: the same steps, images and network, each swept over weights of the reconstruction.
 
     python benchmarks/compare.py --data=mnist --images=../shared/data/mnist.npz --runs=runs/compare --out=docs
 
 Each run is a training and an evaluation by gamix_jax, in a process of its own, `--jobs` at
 a time; what is done is skipped, what was stopped goes on. `--images` is an .npz (mnist,
 cifar10; digits need none) or a folder of photos (faces). The Frechet distance is of a
-classifier's features, trained on the same images; on photos without labels, on those of
-`--labelled`, the .npz of CIFAR-10. Writes all numbers to `--json`, and to OUT the
-trade-off and samples of all objectives from the same z.
+classifier's features, trained on the same images; for faces, on `--labelled`, the .npz of
+CIFAR-10. Writes all numbers to `--json`, and to OUT the trade-off and samples of all
+objectives from the same z. K = 4 decodes four times an image, and the VampPrior and
+PatchGAN have parts of their own: the column "GFLOP" is what a training step takes.
 """
 
 import argparse
+import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import compare_tables as tables
 import ml_collections
 import numpy as np
 import record
+from compare_settings import (
+    BASELINE,
+    DATA,
+    OBJECTIVES,
+    Run,
+    base_config,
+    run_config,
+)
 from rich.console import Console
 
 from gamix_jax.compiled import keep_compiled
 from gamix_jax.config import flatten
 from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.data import open_images
+from gamix_jax.describe import training_gflop_per_image
+from gamix_jax.errors import InputError
 from gamix_jax.evaluate import evaluate
-from gamix_jax.features import train_classifier
+from gamix_jax.features import open_features, train_classifier
 from gamix_jax.measurements import Options
 from gamix_jax.train import train
 from gamix_jax.trained import read_config
-
-# Of all runs: small networks, so that a run takes minutes of one core.
-NETWORK = {
-    "model.widths": (8, 16, 32),
-    "model.encoder_blocks": 0,
-    "model.bottleneck": 32,
-    "discriminator.widths": (32, 32, 32),
-    "discriminator.strides": (2, 2, 1),
-    "adversarial.loss": "none",
-    "optimizer.generator_learning_rate": 1e-3,
-    "train.batch_size": 64,
-    "train.ema_decay": 0.995,
-    "train.log_every": 100,
-    "train.checkpoints_kept": 1,
-}
-# A file in configs/, what else differs from it, and weights of the error that span a range
-# of errors.
-DATA = {
-    "digits": ("digits", {"data.size": 8, "model.widths": (16, 32)}, (100, 200)),
-    "mnist": ("mnist", {"data.source": "array"}, (600, 1200, 2400, 4800)),
-    "cifar10": (
-        "cifar10",
-        {"data.source": "array", "model.latent_size": 64},
-        (500, 1000, 2000, 4000),
-    ),
-    "faces": (
-        "celeba:folder",
-        {"data.size": 32, "model.latent_size": 64},
-        (500, 1000, 2000, 4000),
-    ),
-    "faces64": (
-        "celeba:folder",
-        {"model.widths": (16, 32, 64, 64), "model.latent_size": 64},
-        (1000, 2000, 4000, 8000),
-    ),
-}
-ELBO = {"objective.kl": "elbo", "objective.collapse_weight": 0.0}
-HINGE = {"adversarial.loss": "hinge", "adversarial.weight": 5.0}
-FULL = {"objective.covariance": "full", "objective.kl_weight": 25.0}
-# The penalty at 1/2 is the part of an image's KL that its variances make, so that one
-# weight of the error means about the same to all.
-AGGREGATE = {"objective.collapse_weight": 0.5, "objective.kl_weight": 5.0}
-BASELINE = "standard and beta-VAE"
-OBJECTIVES = {
-    BASELINE: ELBO,
-    "author's, without GAN": AGGREGATE | {"objective.variance": "between"},
-    "diagonal": AGGREGATE,
-    "full": AGGREGATE | FULL,
-    "ELBO of K = 4": ELBO | {"model.components": 4},
-    "VampPrior": ELBO | {"model.prior": "vamp", "objective.kl_warmup": 300},
-    "beta-VAE, PatchGAN": ELBO | HINGE,
-    "full, PatchGAN": AGGREGATE | FULL | HINGE,
-}
-
-
-class Run(NamedTuple):
-    """One training and its evaluation; `weight` is of the reconstruction."""
-
-    objective: str
-    weight: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        words = "".join(c if c.isalnum() else "_" for c in self.objective)
-        return f"{words}-{self.weight:g}-{self.seed}"
-
-
-def base_config(data: str, images: str, steps: int) -> ml_collections.ConfigDict:
-    """The configuration that the runs on some images share."""
-    name, changes, _ = DATA[data]
-    config = record.load_config(name)
-    config.update_from_flattened_dict(NETWORK | changes)
-    config.data.dir = images
-    config.train.steps = config.train.evaluate_every = steps
-    config.train.checkpoint_every = max(1, steps // 4)
-    return config
-
-
-def run_config(base: ml_collections.ConfigDict, run: Run) -> ml_collections.ConfigDict:
-    """The configuration of one run."""
-    config = base.copy_and_resolve_references()
-    config.seed = run.seed
-    config.update_from_flattened_dict(
-        OBJECTIVES[run.objective] | {"objective.reconstruction_weight": run.weight}
-    )
-    return config
 
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: Path, features: Path
 ) -> None:
-    """Leaves WORKDIR/evaluation.json."""
-    train(config, workdir)
+    """Leaves WORKDIR/evaluation.json, unless it was stopped, which ends the process."""
+    if int(train(config, workdir).step) < config.train.steps:
+        raise SystemExit("Stopped; the same command goes on.")
     options = Options(
         features="classifier",
         features_file=str(features),
@@ -153,69 +78,96 @@ def padded(images: Path, runs: Path) -> Path:
 
 def make_features(
     config: ml_collections.ConfigDict, labelled: Path | None, path: Path
-) -> None:
-    """Trains the classifier, unless it is there."""
-    if path.exists():
-        return
-    options = config.data.copy_and_resolve_references()
-    if labelled:
-        options.source, options.dir = "array", str(labelled)
-    splits = (open_images(options, split) for split in ("train", "test"))
-    train_classifier(*splits, path, Console(), steps=1000)
+) -> str:
+    """The digest of the classifier, which is trained unless it is there."""
+    if not path.exists():
+        options = config.data.copy_and_resolve_references()
+        if labelled:
+            options.source, options.dir = "array", str(labelled)
+        splits = (open_images(options, split) for split in ("train", "test"))
+        train_classifier(*splits, path, Console(), steps=1000)
+    return open_features(
+        "classifier", path, config.data.size, config.data.channels
+    ).digest
 
 
-def is_done(workdir: Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether it was evaluated; refuses a folder of other settings."""
-    if not (workdir / "evaluation.json").exists():
+def is_done(workdir: Path, config: ml_collections.ConfigDict, digest: str) -> bool:
+    """Whether it was evaluated at its last step; refuses a folder of other settings, and distances by another classifier."""
+    path = workdir / "evaluation.json"
+    if not path.exists():
         return False
     found, wanted = flatten(read_config(workdir)), flatten(config)
-    other = [key for key in wanted if found[key] != wanted[key] and key != "data.dir"]
+    other = [key for key in wanted if found[key] != wanted[key]]
+    evaluation = json.loads(path.read_text())
+    if digest[:12] not in evaluation["protocol"]["images"]:
+        other.append("classifier")
     if other:
         raise SystemExit(
             f"{workdir} was run with another {', '.join(other)}; use another --runs."
         )
-    return True
+    return evaluation["step"] == config.train.steps
 
 
 def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
-    """Runs this script for each run, each job on cores of its own, and says which failed."""
+    """Runs this script for each run, each job on cores of its own, and says which failed; stopped, it stops them."""
     cores = sorted(os.sched_getaffinity(0))
-    slots = queue.SimpleQueue()
+    slots, children, stopped = queue.SimpleQueue(), set(), []
     for job in range(jobs):
         slots.put(cores[job::jobs])
 
     def run_one(run: Run) -> None:
-        slot = slots.get()
-        workdir = folder / run.name
+        if stopped:
+            return
+        slot, workdir = slots.get(), folder / run.name
         workdir.mkdir(parents=True, exist_ok=True)
-        only = [f"--only={run.objective}:{run.weight:g}:{run.seed}"]
+        only = [f"--only={run.objective}:{run.weight}:{run.seed}"]
         only += [f"--cores={','.join(map(str, slot))}"]
         with (workdir / "log.txt").open("a") as log:
-            status = subprocess.call(
+            child = subprocess.Popen(
                 [sys.executable, *sys.argv, *only], stdout=log, stderr=log
             )
+        children.add(child)
+        status = child.wait()
+        children.remove(child)
         slots.put(slot)
-        print(f"{run.name}: {f'failed, see {log.name}' if status else 'done'}")
+        words = f"failed, see {log.name}" if status else "done"
+        print(f"{run.name}: {words}", flush=True)
 
+    def stop(number: int, _) -> None:
+        stopped.append(number)
+        for child in tuple(children):
+            child.terminate()
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run_one, runs))
+        waiting = [pool.submit(run_one, run) for run in runs]
+        for future in waiting:
+            future.result()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if stopped:
+        raise SystemExit("Stopped; the same command goes on.")
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=DATA, required=True)
     parser.add_argument("--images", type=Path, help="their file or folder")
     parser.add_argument("--labelled", type=Path, help="faces: the .npz of CIFAR-10")
     parser.add_argument("--runs", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of pictures")
-    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES))
+    names = list(OBJECTIVES)
+    parser.add_argument("--objectives", nargs="+", choices=names, default=names)
     parser.add_argument("--weights", nargs="+", type=float, help="of the error")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1500)
+    cores = len(os.sched_getaffinity(0))
     parser.add_argument(
         "--jobs",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        choices=range(cores + 1),
+        default=cores,
         help="at a time, each on cores of its own; 0 makes tables of what is done",
     )
     parser.add_argument("--json", type=Path)
@@ -223,7 +175,14 @@ def main() -> None:
     parser.add_argument("--cores", help="used by the script itself")
     args = parser.parse_args()
     if args.data != "digits" and not (args.images and args.images.exists()):
-        raise SystemExit(f"--images={args.images or ''} is not there; name the images.")
+        parser.error("--images is missing or not there; name the images")
+    if args.data.startswith("faces") != bool(args.labelled):
+        parser.error("--labelled=FILE is for faces, which have no labels")
+    return args
+
+
+def main() -> None:
+    args = parse()
     folder = args.runs / args.data
     folder.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -238,47 +197,47 @@ def main() -> None:
         run = Run(objective, float(weight), int(seed))
         train_and_evaluate(run_config(config, run), folder / run.name, features)
         return
-    make_features(config, args.labelled, features)
+    digest = make_features(config, args.labelled, features)
     runs = [
-        Run(objective, weight, seed)
+        Run(objective, float(weight), seed)
         for seed in range(args.seeds)
         for objective in args.objectives
         for weight in args.weights or DATA[args.data][2]
     ]
 
     def done(run: Run) -> bool:
-        return is_done(folder / run.name, run_config(config, run))
+        return is_done(folder / run.name, run_config(config, run), digest)
 
+    todo = [run for run in runs if not done(run)]
     if args.jobs:
-        run_all([run for run in runs if not done(run)], folder, args.jobs)
-    missing = [run.name for run in runs if not done(run)]
-    runs = [run for run in runs if done(run)]
-    if not runs:
-        raise SystemExit(f"No run is done; each has a log.txt in {folder}.")
-    rows = [run._asdict() | tables.read_row(folder / run.name) for run in runs]
-    for columns in (tables.OF_IMAGES, tables.OF_LATENTS):
-        record.show(
-            tables.over_seeds(rows, columns), f"{args.data}, {args.steps:,} steps"
-        )
-    for distance, samples in tables.COMPARED.items():
-        ratios = tables.at_equal_error(rows, BASELINE, distance)
-        if ratios:
-            record.show(
-                ratios, f"Frechet distance over that of the {BASELINE}, {samples}"
-            )
-    tables.draw(rows, args.data, args.out / f"compare_{args.data}.png")
-    weights = sorted({run.weight for run in runs})
-    middle = weights[len(weights) // 2]
-    shown = {
-        run.objective: folder / run.name
-        for run in runs
-        if (run.weight, run.seed) == (middle, 0)
+        run_all(todo, folder, args.jobs)
+    gflop = {
+        objective: training_gflop_per_image(run_config(config, Run(objective, 1.0, 0)))
+        for objective in args.objectives
     }
-    tables.draw_samples(shown, args.out / f"compare_{args.data}_samples.png")
+    rows = [
+        run._asdict()
+        | {"GFLOP": gflop[run.objective] * config.train.batch_size}
+        | tables.read_row(folder / run.name)
+        for run in runs
+        if done(run)
+    ]
+    if not rows:
+        raise SystemExit(f"No run is done; each has a log.txt in {folder}.")
     record.write(args.json, {"rows": rows, "steps": args.steps})
+    tables.report(rows, BASELINE, f"{args.data}, {args.steps:,} steps", args.out)
+    workdirs = tables.nearest_in_error(rows, BASELINE)
+    tables.draw_samples(
+        {words: folder / Run(*key).name for words, key in workdirs.items()},
+        args.out / f"compare_{args.data}_samples.png",
+    )
+    missing = [run.name for run in runs if not done(run)]
     if missing:
-        print(f"Not done, so not in the tables: {', '.join(missing)}")
+        raise SystemExit(f"Not done, so not in the tables: {', '.join(missing)}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

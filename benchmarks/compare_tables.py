@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+import record
 
 import gamix_jax
 from gamix_jax.steps import to_levels
@@ -18,15 +19,20 @@ ERROR, DISTANCE = "squared error", "Frechet distance"
 COLUMNS = {
     ERROR: ("images", "reconstructions", "squared_error", "value"),
     DISTANCE: ("images", "samples, prior", "frechet_distance", "value"),
-    "fitted Gaussian": (
+    "Frechet, fitted Gaussian": (
         *("images", "samples, fitted Gaussian"),
         *("frechet_distance", "value"),
     ),
-    "fitted mixture": (
+    "Frechet, fitted mixture": (
         *("images", "samples, fitted mixture"),
         *("frechet_distance", "value"),
     ),
-    "reconstructions": ("images", "reconstructions", "frechet_distance", "value"),
+    "Frechet, reconstructions": (
+        "images",
+        "reconstructions",
+        "frechet_distance",
+        "value",
+    ),
     "precision": ("images", "samples, prior", "precision", "value"),
     "recall": ("images", "samples, prior", "recall", "value"),
     "sharpness": ("images", "samples, prior", "sharpness", "value"),
@@ -46,14 +52,23 @@ COLUMNS = {
 # mended after training at no cost.
 COMPARED = {
     DISTANCE: "samples of the prior",
-    "fitted Gaussian": "samples of the Gaussian fitted to q(z)",
+    "Frechet, fitted Gaussian": "samples of the Gaussian fitted to q(z)",
 }
-# Two tables, for one is too wide.
-OF_IMAGES = tuple(COLUMNS)[:8]
-OF_LATENTS = (ERROR, *tuple(COLUMNS)[9:])
+# Two tables, for one is too wide. The bracket is of KL(q(z) || N(0, I)), under a VampPrior
+# too.
+OF_IMAGES = (
+    *(ERROR, DISTANCE, "Frechet, fitted Gaussian", "Frechet, fitted mixture"),
+    *("Frechet, reconstructions", "precision", "recall"),
+    *("sharpness", "sharpness of the data"),
+)
+OF_LATENTS = (
+    *(ERROR, "KL", "KL of q(z), at least", "at most", "moments' KL"),
+    *("active units", "kNN, 1,000 labels", "bits per dimension", "GFLOP"),
+)
+Row = dict[str, Any]
 
 
-def read_row(workdir: Path) -> dict[str, float]:
+def read_row(workdir: Path) -> Row:
     """The numbers of one evaluation; without those it lacks (accuracy, where there are no labels)."""
     content = json.loads((workdir / "evaluation.json").read_text())
     row = {}
@@ -66,9 +81,19 @@ def read_row(workdir: Path) -> dict[str, float]:
     return row
 
 
-def over_seeds(
-    rows: list[dict[str, Any]], columns: Sequence[str]
-) -> list[dict[str, str]]:
+def report(rows: list[Row], baseline: str, title: str, out: Path) -> None:
+    """Prints the tables, and draws the trade-off to OUT/compare_TITLE.png, of the title's first word."""
+    for columns in (OF_IMAGES, OF_LATENTS):
+        record.show(over_seeds(rows, columns), title)
+    for distance, samples in COMPARED.items():
+        ratios = at_equal_error(rows, baseline, distance)
+        if ratios:
+            words = f"Frechet distance over that of the {baseline}, {samples}"
+            record.show(ratios, f"{words}, at its errors")
+    draw(rows, title, out / f"compare_{title.split(',')[0]}.png")
+
+
+def over_seeds(rows: list[Row], columns: Sequence[str]) -> list[dict[str, str]]:
     """Means over seeds with their standard errors, a row for each objective and weight."""
     groups = defaultdict(list)
     for row in rows:
@@ -90,47 +115,71 @@ def _shown(values: list[float]) -> str:
 
 
 def at_equal_error(
-    rows: list[dict[str, Any]],
-    baseline: str,
-    distance: str = DISTANCE,
-    points: int = 3,
+    rows: list[Row], baseline: str, distance: str = DISTANCE
 ) -> list[dict[str, str]]:
-    """A distance of each objective over the baseline's, at errors that both reach.
+    """A distance of each objective over the baseline's, at the errors that the baseline has at each of its weights.
 
-    Distances are interpolated linearly in log error along the weights of each seed; the
-    errors divide the range common to all curves of the two objectives evenly in log. The
-    standard error is over seeds.
+    Of each seed the objective's log distance is interpolated linearly in log error; where
+    it does not reach the baseline's error there is no number. Ratios are geometric means
+    over seeds, with the standard error of their logarithm times the ratio.
     """
-    curves = defaultdict(dict)
+    curves = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        of_seed = curves[row["objective"]].setdefault(row["seed"], [])
-        of_seed.append((np.log(row[ERROR]), row[distance]))
+        point = np.log(row[ERROR]), np.log(row[distance])
+        curves[row["objective"]][row["seed"]].append(point)
+    columns = defaultdict(list)  # a weight of the baseline: its rows
+    for row in rows:
+        if row["objective"] == baseline:
+            columns[row["weight"]].append(row)
     table = []
-    for objective, of_objective in curves.items():
-        seeds = sorted(of_objective.keys() & curves.get(baseline, {}).keys())
-        pairs = [
-            [np.array(sorted(of[seed])).T for of in (of_objective, curves[baseline])]
-            for seed in seeds
-        ]
-        if objective == baseline or not pairs:
+    for objective, of_seeds in curves.items():
+        if objective == baseline:
             continue
-        lowest = max(curve[0].min() for pair in pairs for curve in pair)
-        highest = min(curve[0].max() for pair in pairs for curve in pair)
-        if lowest >= highest:
-            continue  # no error that both reach
         cells = {"objective": objective}
-        for i, error in enumerate(np.linspace(lowest, highest, points)):
-            ratios = [
-                float(np.interp(error, *ours) / np.interp(error, *theirs))
-                for ours, theirs in pairs
-            ]
-            cells[f"error {i + 1}"] = f"{np.exp(error):.3g}"
-            cells[f"ratio {i + 1}"] = _shown(ratios)
-        table.append(cells | {"seeds": str(len(seeds))})
+        for group in columns.values():
+            title = f"{np.exp(np.mean([np.log(row[ERROR]) for row in group])):.3g}"
+            ratios = []
+            for row in (row for row in group if row["seed"] in of_seeds):
+                errors, distances = np.array(sorted(of_seeds[row["seed"]])).T
+                error = np.log(row[ERROR])
+                if errors[0] <= error <= errors[-1]:
+                    found = np.interp(error, errors, distances)
+                    ratios.append(found - np.log(row[distance]))
+            cells[title] = _shown_ratio(ratios)
+        table.append(cells)
     return table
 
 
-def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+def _shown_ratio(logs: list[float]) -> str:
+    """With the number of seeds."""
+    if not logs:
+        return ""
+    ratio = np.exp(np.mean(logs))
+    if len(logs) < 2:
+        return f"{ratio:.3g} (1)"
+    error = ratio * np.std(logs, ddof=1) / np.sqrt(len(logs))
+    return f"{ratio:.3g} ± {error:.2g} ({len(logs)})"
+
+
+def nearest_in_error(
+    rows: list[Row], baseline: str
+) -> dict[str, tuple[str, float, int]]:
+    """Of each objective the run of one seed whose error is nearest to that of the baseline's middle weight, by its title."""
+    seed = min(row["seed"] for row in rows)
+    rows = [row for row in rows if row["seed"] == seed]
+    errors = sorted(row[ERROR] for row in rows if row["objective"] == baseline)
+    errors = errors or sorted(row[ERROR] for row in rows)
+    wanted = errors[len(errors) // 2]
+    nearest = {}
+    for row in sorted(rows, key=lambda row: -abs(np.log(row[ERROR] / wanted))):
+        nearest[row["objective"]] = row
+    return {
+        f"{objective}, error {row[ERROR]:.3g}": (objective, row["weight"], seed)
+        for objective, row in nearest.items()
+    }
+
+
+def draw(rows: list[Row], title: str, path: Path) -> None:
     """The trade-off: a line for each objective and seed, a point for each weight."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     curves = defaultdict(list)

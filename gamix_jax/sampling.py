@@ -106,7 +106,7 @@ def fit_sampler(
     Args:
       z: [N, D], one draw from the posterior of each of N training images.
       seed: of the first assignment.
-      components: at most; 1 gives the Gaussian of z's own moments.
+      components: at most; 1 gives the Gaussian of z's own mean and covariances.
 
     Returns:
       The mixture, with full covariances up to

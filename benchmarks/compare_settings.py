@@ -1,0 +1,109 @@
+"""What compare.py runs: the networks, the images, the objectives and their weights."""
+
+from typing import NamedTuple
+
+import ml_collections
+import record
+
+# Of all runs: small networks, so that a run takes minutes of one core.
+NETWORK = {
+    "model.widths": (8, 16, 32),
+    "model.encoder_blocks": 0,
+    "model.bottleneck": 32,
+    "discriminator.widths": (32, 32, 32),
+    "discriminator.strides": (2, 2, 1),
+    "adversarial.loss": "none",
+    "adversarial.start": 0,
+    "optimizer.generator_learning_rate": 1e-3,
+    "train.batch_size": 64,
+    "train.ema_decay": 0.995,
+    "train.log_every": 100,
+    "train.checkpoints_kept": 1,
+}
+# A file in configs/, what else differs from it, and weights of the error that span a range
+# of errors. A weight w is a Laplace likelihood of scale H W C / w, images in [-1, 1].
+DATA = {
+    "digits": ("digits", {"data.size": 8, "model.widths": (16, 32)}, (100, 200)),
+    "mnist": ("mnist", {"data.source": "array"}, (600, 1200, 2400, 4800)),
+    "cifar10": (
+        "cifar10",
+        {"data.source": "array", "model.latent_size": 32},
+        (500, 1000, 2000, 4000),
+    ),
+    "faces": (
+        "celeba:folder",
+        {"data.name": "", "data.size": 32, "model.latent_size": 32},
+        (500, 1000, 2000, 4000),
+    ),
+    "faces64": (
+        "celeba:folder",
+        {
+            "data.name": "",
+            "model.widths": (16, 32, 64, 64),
+            "model.latent_size": 32,
+        },
+        (1000, 2000, 4000, 8000),
+    ),
+}
+ELBO = {
+    "objective.kl": "elbo",
+    "objective.kl_weight": 1.0,
+    "objective.collapse_weight": 0.0,
+}
+# The penalty at 1/2 is the part of an image's KL that its variances make, so that one
+# weight of the error means about the same to all. 5 is then the author's KL beside his
+# penalty.
+AGGREGATE = {"objective.collapse_weight": 0.5, "objective.kl_weight": 5.0}
+STRONG = {"objective.kl_weight": 25.0}
+FULL = {"objective.covariance": "full"}
+HINGE = {"adversarial.loss": "hinge", "adversarial.weight": 5.0}
+BASELINE = "beta-VAE"
+OBJECTIVES = {
+    BASELINE: ELBO,
+    "between, KL 5": AGGREGATE | {"objective.variance": "between"},
+    "diagonal, KL 5": AGGREGATE,
+    "diagonal, KL 25": AGGREGATE | STRONG,
+    "full, KL 5": AGGREGATE | FULL,
+    "full, KL 25": AGGREGATE | FULL | STRONG,
+    # Moments of 64 images are biased, the more the more dimensions.
+    "full, KL 25, memory": AGGREGATE | FULL | STRONG | {"objective.moment_decay": 0.9},
+    "ELBO of K = 4": ELBO | {"model.components": 4},
+    "VampPrior": ELBO | {"model.prior": "vamp", "objective.kl_warmup": 300},
+    "beta-VAE, PatchGAN": ELBO | HINGE,
+    "full, KL 25, PatchGAN": AGGREGATE | FULL | STRONG | HINGE,
+}
+
+
+class Run(NamedTuple):
+    """One training and its evaluation; `weight` is of the reconstruction."""
+
+    objective: str
+    weight: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        words = "".join(c if c.isalnum() else "_" for c in self.objective)
+        return f"{words}-{self.weight}-{self.seed}"
+
+
+def base_config(data: str, images: str, steps: int) -> ml_collections.ConfigDict:
+    """The configuration that the runs on some images share."""
+    name, changes, _ = DATA[data]
+    config = record.load_config(name)
+    config.update_from_flattened_dict(NETWORK | changes)
+    config.data.dir = images
+    config.train.steps = config.train.evaluate_every = steps
+    config.train.checkpoint_every = max(1, steps // 4)
+    return config
+
+
+def run_config(base: ml_collections.ConfigDict, run: Run) -> ml_collections.ConfigDict:
+    """The configuration of one run."""
+    config = base.copy_and_resolve_references()
+    config.seed = run.seed
+    config.update_from_flattened_dict(
+        OBJECTIVES[run.objective] | {"objective.reconstruction_weight": run.weight}
+    )
+    return config
