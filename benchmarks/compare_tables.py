@@ -171,12 +171,13 @@ def nearest_in_error(
     errors = errors or sorted(row[ERROR] for row in rows)
     wanted = errors[len(errors) // 2]
     nearest = {}
-    for row in sorted(rows, key=lambda row: -abs(np.log(row[ERROR] / wanted))):
-        nearest[row["objective"]] = row
-    return {
-        f"{objective}, error {row[ERROR]:.3g}": (objective, row["weight"], seed)
-        for objective, row in nearest.items()
-    }
+    for objective in dict.fromkeys(row["objective"] for row in rows):
+        row = min(
+            (row for row in rows if row["objective"] == objective),
+            key=lambda row: abs(np.log(row[ERROR] / wanted)),
+        )
+        nearest[f"{objective}, error {row[ERROR]:.3g}"] = objective, row["weight"], seed
+    return nearest
 
 
 def draw(rows: list[Row], title: str, path: Path) -> None:
@@ -189,7 +190,7 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
     for (objective, _), curve in curves.items():
         label = None if objective in colors else objective
         color = colors.setdefault(objective, f"C{len(colors)}")
-        axes.plot(*zip(*sorted(curve), strict=True), "o-", color=color, label=label)
+        axes.plot(*zip(*curve, strict=True), "o-", color=color, label=label)
     axes.set(
         title=title,
         xscale="log",
