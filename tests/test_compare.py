@@ -117,6 +117,21 @@ def test_mnist_is_padded_not_resized(compare, tmp_path):
         np.testing.assert_array_equal(found["train_labels"], labels)
 
 
+def test_what_is_done(compare, tmp_path):
+    """A run stopped before its last step is not, though it was evaluated; one by another classifier is refused."""
+    config = compare.base_config("mnist", "mnist.npz", steps=100)
+    assert not compare.is_done(tmp_path, config, "0123456789abcdef")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    protocol = {"images": "Features: classifier (weights 0123456789ab)."}
+    for step in (99, 100):
+        content = json.dumps({"step": step, "protocol": protocol})
+        (tmp_path / "evaluation.json").write_text(content)
+        done = compare.is_done(tmp_path, config, "0123456789abcdef")
+        assert done == (step == 100)
+    with pytest.raises(SystemExit, match="another classifier; use another --runs"):
+        compare.is_done(tmp_path, config, "f" * 16)
+
+
 @pytest.mark.slow
 def test_two_objectives_of_digits(compare, tmp_path):
     """Trained and evaluated at their smallest; again at once, and with other settings not at all."""
@@ -166,4 +181,4 @@ def test_two_objectives_of_digits(compare, tmp_path):
     assert len(rows) == 3
     other = run("--steps=3")
     assert other.returncode != 0
-    assert "was run with another train.steps" in other.stderr
+    assert "was run with another train.evaluate_every, train.steps;" in other.stderr
