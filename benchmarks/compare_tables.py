@@ -133,7 +133,7 @@ def at_equal_error(
             columns[row["weight"]].append(row)
     table = []
     for objective, of_seeds in curves.items():
-        if objective == baseline:
+        if objective == baseline or not columns:
             continue
         cells = {"objective": objective}
         for group in columns.values():

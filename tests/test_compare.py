@@ -76,6 +76,7 @@ def test_a_seed_that_is_not_done_counts_nowhere(tables):
     assert (found["0.01"], found["0.02"]) == ("0.5 (1)", "0.5 (1)")
     other = curve("other", 2, 9.0, [0.01, 0.02])
     assert tables.at_equal_error(rows + other, "base")[1]["0.01"] == ""
+    assert tables.at_equal_error(other, "base") == []
 
 
 def test_samples_are_shown_at_the_error_of_the_baselines_middle(tables):
