@@ -42,9 +42,9 @@ def check_steps(steps: range, first: int, last: int) -> None:
 class StepTrace:
     """Writes a trace of the chosen steps, and of what is done between them; of fewer where the run is stopped.
 
-    The event "train" with `step_num` n is the wait for a batch and the call of the step that
-    begins when n are done. Python's own calls are left out: there are too many for the viewers. Of several processes,
-    which do the same steps, the first one is traced.
+    The event "train" with `step_num` n is the wait for a batch and the call of the step
+    that begins when n are done. Python's own calls are left out: there are too many for
+    the viewers. Of several processes, which do the same steps, the first one is traced.
 
     Args:
       steps: to trace; none if empty.
