@@ -109,7 +109,7 @@ def is_done(workdir: Path, config: ml_collections.ConfigDict, digest: str) -> bo
 
 
 def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
-    """Runs this script for each run, each job on cores of its own, and says which failed; stopped, it stops them."""
+    """Runs this script for each run, each job on cores of its own, and says which ended otherwise; stopped, it stops them."""
     cores = sorted(os.sched_getaffinity(0))
     slots, children, stopped = queue.SimpleQueue(), set(), []
     for job in range(jobs):
@@ -130,7 +130,7 @@ def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
         status = child.wait()
         children.remove(child)
         slots.put(slot)
-        words = f"failed, see {log.name}" if status else "done"
+        words = f"not done, see {log.name}" if status else "done"
         print(f"{run.name}: {words}", flush=True)
 
     def stop(number: int, _) -> None:
