@@ -1,6 +1,6 @@
 """The objectives side by side on real images: the same steps, images and network, each swept over weights of the reconstruction.
 
-    python benchmarks/compare.py --data=mnist --images=../shared/data/mnist.npz --runs=runs/compare --out=docs
+    python benchmarks/compare.py --data=mnist --images=mnist.npz --runs=runs/compare --out=docs
 
 Each run is a training and an evaluation by gamix_jax, in a process of its own, `--jobs` at
 a time; what is done is skipped, what was stopped goes on. `--images` is an .npz (mnist,
@@ -118,18 +118,21 @@ def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
     def run_one(run: Run) -> None:
         if stopped:
             return
-        slot, workdir = slots.get(), folder / run.name
+        workdir = folder / run.name
         workdir.mkdir(parents=True, exist_ok=True)
         only = [f"--only={run.objective}:{run.weight}:{run.seed}"]
-        only += [f"--cores={','.join(map(str, slot))}"]
-        with (workdir / "log.txt").open("a") as log:
-            child = subprocess.Popen(
-                [sys.executable, *sys.argv, *only], stdout=log, stderr=log
-            )
-        children.add(child)
-        status = child.wait()
-        children.remove(child)
-        slots.put(slot)
+        slot = slots.get()
+        try:  # or a full disk would leave the others waiting for the slot
+            only += [f"--cores={','.join(map(str, slot))}"]
+            with (workdir / "log.txt").open("a") as log:
+                child = subprocess.Popen(
+                    [sys.executable, *sys.argv, *only], stdout=log, stderr=log
+                )
+            children.add(child)
+            status = child.wait()
+            children.remove(child)
+        finally:
+            slots.put(slot)
         words = f"not done, see {log.name}" if status else "done"
         print(f"{run.name}: {words}", flush=True)
 

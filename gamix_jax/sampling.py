@@ -109,8 +109,8 @@ def fit_sampler(
       components: at most; 1 gives the Gaussian of z's own mean and covariances.
 
     Returns:
-      The mixture, with full covariances up to
-      FULL_COVARIANCE_UP_TO dimensions.
+      The mixture, with full covariances up to FULL_COVARIANCE_UP_TO dimensions, above
+      with variances alone.
     """
     full = z.shape[1] <= FULL_COVARIANCE_UP_TO
     components = max(1, min(components, len(z) // (2 * z.shape[1])))
