@@ -56,6 +56,7 @@ ELBO = {
 AGGREGATE = {"objective.collapse_weight": 0.5, "objective.kl_weight": 5.0}
 STRONG = {"objective.kl_weight": 25.0}
 FULL = {"objective.covariance": "full"}
+NEGENTROPY = {"objective.negentropy_components": 64}
 HINGE = {"adversarial.loss": "hinge", "adversarial.weight": 5.0}
 BASELINE = "beta-VAE"
 OBJECTIVES = {
@@ -67,10 +68,12 @@ OBJECTIVES = {
     "full, KL 25": AGGREGATE | FULL | STRONG,
     # Moments of 64 images are biased, the more the more dimensions.
     "full, KL 25, memory": AGGREGATE | FULL | STRONG | {"objective.moment_decay": 0.9},
+    "full, KL 25, negentropy": AGGREGATE | FULL | STRONG | NEGENTROPY,
     "ELBO of K = 4": ELBO | {"model.components": 4},
     "VampPrior": ELBO | {"model.prior": "vamp", "objective.kl_warmup": 300},
     "beta-VAE, PatchGAN": ELBO | HINGE,
     "full, KL 25, PatchGAN": AGGREGATE | FULL | STRONG | HINGE,
+    "full, KL 25, negentropy, PatchGAN": AGGREGATE | FULL | STRONG | NEGENTROPY | HINGE,
 }
 
 

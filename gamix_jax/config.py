@@ -51,6 +51,7 @@ NOT_NEGATIVE = (
     "objective.collapse_weight",
     "objective.component_entropy_weight",
     "objective.component_chunk",
+    "objective.negentropy_components",
     "adversarial.weight",
     "adversarial.start",
     "train.skip_nonfinite",
@@ -126,6 +127,9 @@ def default_config() -> ml_collections.ConfigDict:
     # Aggregate only: of the moments' exponential average over steps; a batch of N counts
     # as N (1 + decay) / (1 - decay)
     objective.moment_decay = 0.0
+    # Aggregate, total only: Gaussians that follow q(z), so that the KL also sees what its
+    # moments do not, such as holes; 0 is the moments alone
+    objective.negentropy_components = 0
     objective.collapse_weight = 0.1
     objective.collapse_target = 1.0  # variance at which the collapse penalty vanishes
     # Of a bonus, the entropy of each image's weights, so that no component dies
@@ -270,15 +274,17 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
             ("variance", "total"),
             ("covariance", "diagonal"),
             ("moment_decay", 0.0),
+            ("negentropy_components", 0),
         ):
             if objective[key] != default:
                 raise InputError(
                     f"config.objective.{key} is {objective[key]!r}; it is for config.objective.kl = aggregate only."
                 )
-    if objective.covariance == "full" and objective.variance == "between":
-        raise InputError(
-            'config.objective.covariance is "full"; it needs config.objective.variance = total.'
-        )
+    for key, plain in (("covariance", "diagonal"), ("negentropy_components", 0)):
+        if objective[key] != plain and objective.variance == "between":
+            raise InputError(
+                f"config.objective.{key} is {objective[key]!r}; it needs config.objective.variance = total."
+            )
     if objective.component_entropy_weight and (
         model.components == 1 or model.weights == "uniform"
     ):

@@ -115,13 +115,17 @@ def aggregate_kl(
         raise ValueError(
             'covariance="full" needs variance="total" and moments with their covariance.'
         )
-    scale = jax.lax.rsqrt(v)
-    correlation = moments.covariance * jnp.outer(scale, scale)
-    shrinkage = (4 * len(v) + 256) * float(jnp.finfo(v.dtype).eps)
-    root = jnp.linalg.cholesky(
-        (1.0 - shrinkage) * correlation + shrinkage * jnp.eye(len(v), dtype=v.dtype)
-    )
+    root = correlation_root(moments.covariance, v)
     return diagonal - jnp.sum(jnp.log(jnp.diagonal(root)))
+
+
+def correlation_root(covariance: jax.Array, variance: jax.Array) -> jax.Array:
+    """Cholesky's lower factor, [D, D], of the shrunken correlations, (1 - a) R + a I; see `aggregate_kl`."""
+    scale = jax.lax.rsqrt(variance)
+    correlation = covariance * jnp.outer(scale, scale)
+    identity = jnp.eye(len(scale), dtype=scale.dtype)
+    shrinkage = (4 * len(scale) + 256) * float(jnp.finfo(scale.dtype).eps)
+    return jnp.linalg.cholesky((1.0 - shrinkage) * correlation + shrinkage * identity)
 
 
 def collapse_penalty(posterior: GaussianMixture, target: float = 1.0) -> jax.Array:

@@ -48,14 +48,18 @@ class GaussianMixture:
         chex.assert_equal_shape([self.logits, self.mean[..., 0]])
 
     def log_prob(self, z: jax.Array) -> jax.Array:
-        """log q(z).
+        """log q(z), [...]: of z as in `component_log_prob`."""
+        return jax.nn.logsumexp(self.component_log_prob(z), axis=-1)
+
+    def component_log_prob(self, z: jax.Array) -> jax.Array:
+        """log pi_k + log N(z; mean_k, diag exp log_var_k), whose softmax over k is each component's responsibility for z.
 
         Args:
           z: [..., D]; its leading axes broadcast against those of the mixture (so [S,
             ..., D] scores S samples each).
 
         Returns:
-          [...], the broadcast leading shape.
+          [..., K], the broadcast leading shape before K.
 
         Raises:
           AssertionError: the last axis of `z` is not D.
@@ -79,8 +83,7 @@ class GaussianMixture:
             + math.log(2 * math.pi),
             axis=-1,
         )
-        log_weights = jnp.broadcast_to(self.log_weights, log_normal.shape)
-        return jax.nn.logsumexp(log_weights + log_normal, axis=-1)
+        return jnp.broadcast_to(self.log_weights, log_normal.shape) + log_normal
 
     def moments(self) -> tuple[jax.Array, jax.Array]:
         """Mean and variance of each mixture (law of total variance), both [..., D]."""

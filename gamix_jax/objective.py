@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from gamix_jax import losses
+from gamix_jax.aggregate_fit import AggregateFit, negentropy_bound
 from gamix_jax.mixture import AggregateMoments, components_used, remembered_moments
 from gamix_jax.models import Autoencoding
 
@@ -16,9 +17,10 @@ def autoencoder_objective(
     images: jax.Array,
     coding: Autoencoding,
     memory: AggregateMoments,
+    fit: AggregateFit | None,
     step: jax.Array,
     axis_name: str,
-) -> tuple[jax.Array, tuple[Metrics, AggregateMoments]]:
+) -> tuple[jax.Array, tuple[Metrics, AggregateMoments, AggregateFit | None]]:
     """The autoencoder's loss but for the adversarial term (arXiv 2309.13160).
 
     Args:
@@ -26,12 +28,13 @@ def autoencoder_objective(
       images: [B, H, W, C] in [-1, 1].
       coding: what the autoencoder makes of them.
       memory: the aggregate's moments after the step before.
+      fit: the mixture that follows it, after the step before; None without.
       step: steps done before this one.
       axis_name: mapped axis of the replicas.
 
     Returns:
       The loss, a scalar; its terms before weighting, with statistics of the posterior;
-      and the aggregate's moments after this step. The aggregate KL, "active_units" and
+      the aggregate's moments and the fit after this step. The aggregate KL, "active_units" and
       "components_used" are of the global batch, all else of this replica's.
     """
     objective = config.objective
@@ -46,12 +49,17 @@ def autoencoder_objective(
     # or the mean of each image's
     if objective.kl == "aggregate":
         kl = losses.aggregate_kl(moments, objective.variance, objective.covariance)
+        if fit is not None:
+            negentropy, fit = negentropy_bound(
+                posterior, z, moments, fit, objective.covariance, axis_name
+            )
+            kl += negentropy
     else:
         kl = jnp.mean(losses.posterior_kl(posterior, z, prior))
     kl_weight = objective.kl_weight * jnp.minimum(
         1.0, (1.0 + step) / max(1, objective.kl_warmup)
     )
-    fit = objective.reconstruction_weight * reconstruction_term + kl_weight * kl
+    evidence = objective.reconstruction_weight * reconstruction_term + kl_weight * kl
     # 3. collapse = sum_k pi_k sum_d (exp s / t - 1 - log(exp s / t))
     collapse = jnp.mean(losses.collapse_penalty(posterior, objective.collapse_target))
     entropy = jnp.mean(losses.component_entropy(posterior))
@@ -67,14 +75,14 @@ def autoencoder_objective(
         # In place of 1 and 2, which are then reported alone: the same at T = K = 1.
         weight = objective.reconstruction_weight / kl_weight
         siwae = jnp.mean(losses.mixture_siwae(-weight * errors, posterior, z, prior))
-        fit = -kl_weight * siwae
+        evidence = -kl_weight * siwae
         terms["siwae"] = siwae
     loss = (
-        fit
+        evidence
         + objective.collapse_weight * collapse
         - objective.component_entropy_weight * entropy
     )
-    return loss, (terms, jax.lax.stop_gradient(moments))
+    return loss, (terms, jax.lax.stop_gradient(moments), fit)
 
 
 def _spread(coding: Autoencoding, axis_name: str) -> Metrics:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from gamix_jax.aggregate_fit import AggregateFit, initial_fit
 from gamix_jax.mixture import AggregateMoments
 from gamix_jax.models import Autoencoder, PatchDiscriminator
 
@@ -27,6 +28,8 @@ class TrainState:
       moments: of the aggregate posterior, remembered from the steps before (with
         objective.moment_decay; else the last step's); with their covariance where the
         objective uses it.
+      aggregate_fit: the mixture that follows the aggregate posterior, where the objective
+        has one (objective.negentropy_components).
       discriminator_params, discriminator_batch_stats, discriminator_opt_state: without
         arrays to train where there is no adversarial loss.
     """
@@ -40,6 +43,7 @@ class TrainState:
     ema_params: Any
     ema_batch_stats: Any
     moments: AggregateMoments
+    aggregate_fit: AggregateFit | None
     discriminator_params: Any
     discriminator_batch_stats: Any
     discriminator_opt_state: Any
@@ -87,6 +91,7 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
     generator_optimizer, discriminator_optimizer = make_optimizers(config)
     size, channels = config.data.size, config.data.channels
     zeros = jnp.zeros(config.model.latent_size)
+    components = config.objective.negentropy_components
 
     @jax.jit
     def initialize(key: jax.Array) -> TrainState:
@@ -116,6 +121,11 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
                 zeros,
                 jnp.diag(zeros) if config.objective.covariance == "full" else None,
             ),
+            aggregate_fit=initial_fit(
+                jax.random.fold_in(generator_key, 1), components, len(zeros)
+            )
+            if components
+            else None,
             discriminator_params=opponent["params"],
             discriminator_batch_stats=opponent.get("batch_stats", {}),
             discriminator_opt_state=discriminator_optimizer.init(opponent["params"]),

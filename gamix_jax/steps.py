@@ -67,9 +67,15 @@ def make_train_step(
             state.generator_params,
             has_aux=True,
         )
-        (loss, (metrics, moments)), cotangent = jax.value_and_grad(
+        (loss, (metrics, moments, aggregate_fit)), cotangent = jax.value_and_grad(
             lambda coding: autoencoder_objective(
-                config, images, coding, state.moments, state.step, AXIS
+                config,
+                images,
+                coding,
+                state.moments,
+                state.aggregate_fit,
+                state.step,
+                AXIS,
             ),
             has_aux=True,
         )(coding)
@@ -125,6 +131,7 @@ def make_train_step(
             ema_params=average(params, state.ema_params, renewal),
             ema_batch_stats=average(batch_stats, state.ema_batch_stats, renewal),
             moments=moments,
+            aggregate_fit=aggregate_fit,
         )
         minimum = jax.lax.pmin(metrics["variance_min"], AXIS)
         metrics = jax.lax.pmean(metrics, AXIS) | {"variance_min": minimum}
