@@ -94,7 +94,8 @@ def whiten(
     """z [..., D] in the coordinates in which q(z), of these moments ("total"), has mean 0 and variances 1 ("diagonal") or covariance I ("full")."""
     variance = moments.between + moments.within
     variance = jnp.maximum(variance, jnp.finfo(variance.dtype).tiny)
-    y = (z.reshape(-1, len(variance)) - moments.mean[None]) * jax.lax.rsqrt(variance)
+    scale = jax.lax.rsqrt(variance)
+    y = (z.reshape(-1, len(variance)) - moments.mean[None]) * scale[None]
     if covariance == "full":
         root = correlation_root(moments.covariance, variance)
         y = jax.scipy.linalg.solve_triangular(root, y.T, lower=True).T

@@ -116,6 +116,7 @@ def test_unknown_and_mistyped_keys_are_refused_by_name():
         ("objective.kl", "both", "one of aggregate, elbo, siwae"),
         ("objective.covariance", "banded", "one of diagonal, full"),
         ("objective.moment_decay", 1.0, "below 1"),
+        ("objective.negentropy_components", -1, "must not be negative"),
         ("objective.samples", 0, "must be positive"),
         ("objective.component_entropy_weight", -1.0, "must not be negative"),
         ("objective.component_entropy_weight", 1.0, "components above 1"),
@@ -165,8 +166,18 @@ def test_bad_values_are_refused_with_what_they_may_be(key, value, sentence):
             "divides",
         ),
         (
+            {"objective.kl": "elbo", "objective.negentropy_components": 8},
+            "objective.negentropy_components",
+            "aggregate only",
+        ),
+        (
             {"objective.variance": "between", "objective.covariance": "full"},
             "objective.covariance",
+            "variance = total",
+        ),
+        (
+            {"objective.variance": "between", "objective.negentropy_components": 8},
+            "objective.negentropy_components",
             "variance = total",
         ),
         (

@@ -24,8 +24,8 @@ from gamix_jax.steps import AXIS, scale_images
 T, K, D = 3, 2, 4
 
 
-def objective(config, coding, memory=None, step=0, replicas=4):
-    """Loss, terms and moments, the batch spread over vmapped replicas; the loss is their mean."""
+def objective(config, coding, memory=None, fit=None, step=0, replicas=4):
+    """Loss, terms, moments and fit, the batch spread over vmapped replicas; the loss is their mean."""
     x = scale_images(images())
     zeros = jnp.zeros(D)
     full = config.objective.covariance == "full"
@@ -45,17 +45,17 @@ def objective(config, coding, memory=None, step=0, replicas=4):
         rows(coding.z, axis=1),
         rows(coding.reconstruction, axis=1),
     )
-    loss, (terms, moments) = jax.jit(
+    loss, (terms, *memories) = jax.jit(
         jax.vmap(
             lambda coding, x: autoencoder_objective(
-                config, x, coding, memory, step, AXIS
+                config, x, coding, memory, fit, step, AXIS
             ),
             in_axes=(Autoencoding(0, None, 1, 1), 0),
             axis_name=AXIS,
         )
     )(spread, rows(x))
     terms = jax.tree.map(jnp.mean, terms)
-    return jnp.mean(loss), terms, jax.tree.map(lambda leaf: leaf[0], moments)
+    return jnp.mean(loss), terms, *jax.tree.map(lambda leaf: leaf[0], memories)
 
 
 def coding(components=K, samples=T, prior=None):
@@ -81,7 +81,7 @@ def test_elbo_objective():
         objective__samples=T,
         objective__component_entropy_weight=0.2,
     )
-    loss, terms, _ = objective(config, code)
+    loss, terms, *_ = objective(config, code)
     q = code.posterior
     error = np.mean(np.sum(np.asarray(q.weights)[None] * errors_of(code), 2))
     kl = jnp.mean(losses.posterior_kl(q, code.z))
@@ -94,13 +94,13 @@ def test_elbo_objective():
 def test_siwae_objective():
     code = coding()
     fields = {"objective__kl_weight": 0.7, "objective__samples": T}
-    loss, terms, _ = objective(tiny_config(objective__kl="siwae", **fields), code)
+    loss, terms, *_ = objective(tiny_config(objective__kl="siwae", **fields), code)
     siwae = losses.mixture_siwae(
         -3.0 / 0.7 * errors_of(code).astype(np.float32), code.posterior, code.z
     )
     collapse = 0.1 * jnp.mean(losses.collapse_penalty(code.posterior))
     np.testing.assert_allclose(loss, -0.7 * jnp.mean(siwae) + collapse, rtol=1e-5)
-    elbo, elbo_terms, _ = objective(tiny_config(objective__kl="elbo", **fields), code)
+    elbo, elbo_terms, *_ = objective(tiny_config(objective__kl="elbo", **fields), code)
     assert loss < elbo  # a tighter bound on the same draws
     np.testing.assert_allclose(terms["kl"], elbo_terms["kl"])
 
@@ -120,7 +120,7 @@ def test_warm_up(form):
 
 def test_one_draw_of_one_component_has_the_kl_in_closed_form():
     code = coding(components=1, samples=1)
-    _, terms, _ = objective(tiny_config(objective__kl="elbo"), code)
+    _, terms, *_ = objective(tiny_config(objective__kl="elbo"), code)
     expected = jnp.mean(losses.gaussian_kl(code.posterior.mean, code.posterior.log_var))
     np.testing.assert_allclose(terms["kl"], expected, rtol=1e-5)
 
@@ -130,7 +130,7 @@ def test_learned_priors_replace_the_normal_one():
     config = tiny_config(
         objective__kl="elbo", model__prior="mixture", objective__samples=T
     )
-    _, terms, _ = objective(config, code)
+    _, terms, *_ = objective(config, code)
     expected = jnp.mean(losses.posterior_kl(code.posterior, code.z, code.prior))
     np.testing.assert_allclose(terms["kl"], expected, rtol=1e-5)
 
@@ -141,7 +141,7 @@ def test_aggregate_objective_with_memory(covariance):
     full = covariance == "full"
     memory = aggregate_moments(random_mixture(9, dimensions=D), covariance=full)
     config = tiny_config(objective__covariance=covariance, objective__moment_decay=0.9)
-    _, terms, moments = objective(config, code, memory, step=100)
+    _, terms, moments, _ = objective(config, code, memory, step=100)
     batch = aggregate_moments(code.posterior, covariance=full)
     expected = memory.pool(batch, 0.1)
     chex.assert_trees_all_close(moments, expected, rtol=1e-5, atol=1e-6)
@@ -167,7 +167,7 @@ def test_units_whose_components_alone_spread_are_not_active():
     mean = mean.at[:, :, 0].add(jnp.arange(BATCH).reshape(-1, 1))  # one unit tells
     q = GaussianMixture(jnp.zeros((BATCH, 2)), mean, jnp.zeros(mean.shape))
     code = coding(samples=1)._replace(posterior=q)
-    _, terms, _ = objective(tiny_config(), code)
+    _, terms, *_ = objective(tiny_config(), code)
     assert terms["active_units"] == 1
 
 

@@ -186,14 +186,14 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 def poisoned(monkeypatch, steps):
     """The reconstruction error is NaN at some steps, counted from 0."""
 
-    def objective(config, images, coding, moments, step, axis_name):
-        loss, (metrics, moments) = real(
-            config, images, coding, moments, step, axis_name
+    def objective(config, images, coding, moments, fit, step, axis_name):
+        loss, (metrics, *memories) = real(
+            config, images, coding, moments, fit, step, axis_name
         )
         bad = jax.numpy.isin(step, jax.numpy.array(steps))
         poison = jax.numpy.where(bad, jax.numpy.nan, 1.0)
         metrics["reconstruction"] *= poison
-        return loss * poison, (metrics, moments)
+        return loss * poison, (metrics, *memories)
 
     real = steps_module.autoencoder_objective
     monkeypatch.setattr(steps_module, "autoencoder_objective", objective)
