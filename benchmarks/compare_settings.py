@@ -56,6 +56,7 @@ ELBO = {
 AGGREGATE = {"objective.collapse_weight": 0.5, "objective.kl_weight": 5.0}
 STRONG = {"objective.kl_weight": 25.0}
 FULL = {"objective.covariance": "full"}
+MEMORY = {"objective.moment_decay": 0.9}
 NEGENTROPY = {"objective.negentropy_components": 64}
 HINGE = {"adversarial.loss": "hinge", "adversarial.weight": 5.0}
 BASELINE = "beta-VAE"
@@ -67,8 +68,9 @@ OBJECTIVES = {
     "full, KL 5": AGGREGATE | FULL,
     "full, KL 25": AGGREGATE | FULL | STRONG,
     # Moments of 64 images are biased, the more the more dimensions.
-    "full, KL 25, memory": AGGREGATE | FULL | STRONG | {"objective.moment_decay": 0.9},
+    "full, KL 25, memory": AGGREGATE | FULL | STRONG | MEMORY,
     "full, KL 25, negentropy": AGGREGATE | FULL | STRONG | NEGENTROPY,
+    "full, KL 25, negentropy, memory": AGGREGATE | FULL | STRONG | NEGENTROPY | MEMORY,
     "ELBO of K = 4": ELBO | {"model.components": 4},
     "VampPrior": ELBO | {"model.prior": "vamp", "objective.kl_warmup": 300},
     "beta-VAE, PatchGAN": ELBO | HINGE,
