@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from gamix_jax.losses import correlation_root
 from gamix_jax.mixture import AggregateMoments, GaussianMixture, standard_normal
 
-NEWEST = 0.01  # weight of a step in what is remembered: a memory of about 100 steps
+STEP_SIZE = 0.01  # of online EM: a memory of about 100 steps
 # Of draws from N(0, I), shared by the components, beside one of q(z): a component that no
 # image uses returns to the middle, where it finds some.
 PSEUDO_DRAWS = 0.01
-# Weight of one more component, N(0, I): no draw's ratio of densities is below it, so that
-# a draw gains nothing by going where the others have not been.
+# Weight of one more component, N(0, I) (a defensive mixture, Hesterberg 1995): what a draw
+# gains by being where no other component reaches is at most -log 0.01 = 4.6 nats.
 DEFENSIVE_WEIGHT = 0.01
-LEAST_VARIANCE = 0.01
+LEAST_VARIANCE = 0.01  # of whitened draws; E[y^2] - E[y]^2 is exact to about 1e-6
 
 
 @flax.struct.dataclass
@@ -26,7 +26,8 @@ class AggregateFit:
     """Sufficient statistics of C Gaussians with diagonal covariances, of whitened draws.
 
     Attributes:
-      share: [C], average responsibility of each component.
+      share: [C], average responsibility of each component; together 1 but for what the
+        defensive component has.
       first: [C, D], average of responsibility times draw.
       second: [C, D], average of responsibility times squared draw.
     """
@@ -36,7 +37,7 @@ class AggregateFit:
     second: jax.Array
 
     def mixture(self) -> GaussianMixture:
-        """The fitted Gaussians and N(0, I), C + 1 components without leading axes."""
+        """The fitted Gaussians and, as the last of C + 1 components, N(0, I); without leading axes."""
         components, dimensions = self.first.shape
         pseudo = PSEUDO_DRAWS / components
         share = self.share + pseudo
@@ -52,22 +53,23 @@ class AggregateFit:
         )
 
     def updated(
-        self, y: jax.Array, weights: jax.Array, axis_name: str | None = None
+        self,
+        y: jax.Array,
+        responsibilities: jax.Array,
+        axis_name: str | None = None,
     ) -> "AggregateFit":
         """After one step of online EM (Cappe and Moulines 2009).
 
         Args:
           y: [n, D], whitened draws.
-          weights: [n], of the draws, 1 together.
+          responsibilities: [n, C + 1], of `mixture()`'s components for the draws, times
+            the draws' weights; 1 together.
           axis_name: mapped axis over whose replicas the draws are spread.
 
         Returns:
-          The same on every replica; without gradient.
+          The same on every replica.
         """
-        chex.assert_equal_shape([y[:, 0], weights])
-        y, weights = jax.lax.stop_gradient((y, weights))
-        responsibility = jax.nn.softmax(self.mixture().component_log_prob(y))[:, :-1]
-        weighted = (weights[:, None] * responsibility).T
+        weighted = responsibilities[:, :-1].T
         newest = AggregateFit(
             jnp.sum(weighted, axis=1),
             *(jnp.matmul(weighted, x, precision="highest") for x in (y, y * y)),
@@ -75,28 +77,49 @@ class AggregateFit:
         if axis_name is not None:
             with jax.named_scope("moments"):
                 newest = jax.lax.pmean(newest, axis_name)
-        return jax.tree.map(lambda a, b: (1.0 - NEWEST) * a + NEWEST * b, self, newest)
+        return jax.tree.map(
+            lambda old, new: (1.0 - STEP_SIZE) * old + STEP_SIZE * new, self, newest
+        )
 
 
 def initial_fit(key: jax.Array, components: int, dimensions: int) -> AggregateFit:
-    """C Gaussians of variance 1/2 about draws from N(0, I/2): of all together the moments of N(0, I)."""
-    mean = math.sqrt(0.5) * jax.random.normal(key, (components, dimensions))
+    """C Gaussians of variance D / (D + 1) about draws from N(0, I / (D + 1)): different, and in any dimension near enough to N(0, I) to be responsible for its draws."""
+    apart = 1.0 / (dimensions + 1)
+    mean = math.sqrt(apart) * jax.random.normal(key, (components, dimensions))
     return AggregateFit(
         jnp.full(components, 1.0 / components),
         mean / components,
-        (jnp.square(mean) + 0.5) / components,
+        (jnp.square(mean) + 1.0 - apart) / components,
     )
 
 
 def whiten(
     z: jax.Array, moments: AggregateMoments, covariance: Literal["diagonal", "full"]
 ) -> jax.Array:
-    """z [..., D] in the coordinates in which q(z), of these moments ("total"), has mean 0 and variances 1 ("diagonal") or covariance I ("full")."""
+    """Coordinates in which the Gaussian that `aggregate_kl` makes of the moments ("total") is N(0, I).
+
+    Args:
+      z: [..., D].
+      moments: of the aggregate posterior; "full" needs their covariance.
+      covariance: "diagonal" or "full".
+
+    Returns:
+      [..., D].
+
+    Raises:
+      ValueError: another `covariance`, or "full" of moments without covariance.
+    """
+    if covariance not in ("diagonal", "full"):
+        raise ValueError(
+            f'covariance must be "diagonal" or "full", not {covariance!r}.'
+        )
     variance = moments.between + moments.within
     variance = jnp.maximum(variance, jnp.finfo(variance.dtype).tiny)
     scale = jax.lax.rsqrt(variance)
     y = (z.reshape(-1, len(variance)) - moments.mean[None]) * scale[None]
     if covariance == "full":
+        if moments.covariance is None:
+            raise ValueError('covariance="full" needs moments with their covariance.')
         root = correlation_root(moments.covariance, variance)
         y = jax.scipy.linalg.solve_triangular(root, y.T, lower=True).T
     return y.reshape(z.shape)
@@ -107,35 +130,46 @@ def negentropy_bound(
     z: jax.Array,
     moments: AggregateMoments,
     fit: AggregateFit,
-    covariance: Literal["diagonal", "full"] = "full",
+    covariance: Literal["diagonal", "full"],
     axis_name: str | None = None,
 ) -> tuple[jax.Array, AggregateFit]:
     """What KL(q(z) || N(0, I)) has at least beyond `aggregate_kl`, and the fit after this batch.
 
     Of any density r, E_q[log r - log p] is a lower bound on KL(q || p), off by KL(q || r).
     The Gaussian of q's moments gives `aggregate_kl`. In coordinates y in which that
-    Gaussian is N(0, I) a mixture r(y) adds E_q[log r(y) - log N(y; 0, I)], at most q's
-    negentropy (with "diagonal" what it and the correlations make together) and whatever
-    scale z has. r was fitted to the steps before, so it knows nothing of these draws.
+    Gaussian is N(0, I), a mixture r(y) adds E_q[log r(y) - log N(y; 0, I)]: with "full" a
+    lower bound on q's negentropy, with "diagonal" on the sum of that and -1/2 log det of
+    the correlations. r was fitted to the steps before and knows nothing of these draws;
+    its gradient is left out, since it is 0 where r is the best.
+
+    q(z) is that of this batch, and the moments are its own. With remembered moments, which
+    lag, the sum with `aggregate_kl` is no bound but an approximation, and the whole data's
+    q(z) is nearer to N(0, I) than a batch's.
 
     Args:
       posterior: of the batch, logits [B, K].
       z: [T, B, K, D], `posterior.stratified_sample(key, (T,))`.
-      moments: of the aggregate posterior, with its covariance for "full".
+      moments: of the aggregate posterior; "full" needs their covariance.
       fit: after the step before.
       covariance: that of `aggregate_kl` beside it.
       axis_name: mapped axis over whose replicas the batch is spread.
 
     Returns:
       Scalar, nats, an estimate from this replica's draws, at least log DEFENSIVE_WEIGHT;
-      and the fit, the same on every replica.
+      and the fit, the same on every replica, without gradient.
+
+    Raises:
+      ValueError: see `whiten`.
     """
     chex.assert_equal_shape([z[0], posterior.mean])
-    y = whiten(z, moments, covariance)
-    normal = standard_normal(z.shape[-1])
-    mixture = jax.lax.stop_gradient(fit.mixture())
-    weights = jnp.broadcast_to(posterior.weights, z.shape[:-1]) / z[..., 0, 0].size
-    bound = jnp.sum(weights * (mixture.log_prob(y) - normal.log_prob(y)))
-    return bound, fit.updated(
-        y.reshape(-1, z.shape[-1]), weights.reshape(-1), axis_name
+    y = whiten(z, moments, covariance).reshape(-1, z.shape[-1])
+    weights = jnp.broadcast_to(posterior.weights, z.shape[:-1]).reshape(-1)
+    weights /= z.shape[0] * z.shape[1]
+    log_prob = jax.lax.stop_gradient(fit).mixture().component_log_prob(y)
+    log_ratio = jax.nn.logsumexp(log_prob, axis=1) - standard_normal(
+        z.shape[-1]
+    ).log_prob(y)
+    responsibilities = weights[:, None] * jax.nn.softmax(log_prob, axis=1)
+    return jnp.sum(weights * log_ratio), fit.updated(
+        *jax.lax.stop_gradient((y, responsibilities)), axis_name
     )

@@ -99,7 +99,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.StandardSave(_present(state)),
                     data=ocp.args.JsonSave(position),
                 ),
             )
@@ -149,7 +149,7 @@ class Checkpoints:
         """
         step = self.latest_step()
         saved = self._manager.item_metadata(step)["state"]
-        raw = jax.eval_shape(with_raw_key, like)
+        raw = _present(jax.eval_shape(with_raw_key, like))
         differing = _differences(_shapes(saved), _shapes(raw))
         if differing:
             raise InputError(
@@ -161,7 +161,7 @@ class Checkpoints:
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
         )
-        state = jax.tree.map(jax.numpy.asarray, restored["state"])
+        state = like.replace(**jax.tree.map(jax.numpy.asarray, restored["state"]))
         return state.replace(key=jax.random.wrap_key_data(state.key))
 
     def wait(self) -> None:
@@ -246,6 +246,11 @@ def _is_whole(folder: Path) -> bool:
         return json.loads((folder / SEAL).read_text()) == _digests(folder)
     except (OSError, ValueError):
         return False
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    """The fields that a configuration has, so that one which has a part no more than before is saved as before."""
+    return {name: value for name, value in vars(state).items() if value is not None}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

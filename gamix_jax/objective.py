@@ -34,8 +34,8 @@ def autoencoder_objective(
 
     Returns:
       The loss, a scalar; its terms before weighting, with statistics of the posterior;
-      the aggregate's moments and the fit after this step. The aggregate KL, "active_units" and
-      "components_used" are of the global batch, all else of this replica's.
+      the aggregate's moments and the fit after this step. The moments' KL, "active_units"
+      and "components_used" are of the global batch, all else of this replica's.
     """
     objective = config.objective
     posterior, prior, z, reconstruction = coding
@@ -46,16 +46,17 @@ def autoencoder_objective(
     newest = jnp.maximum(1.0 - objective.moment_decay, 1.0 / (1.0 + step))
     moments = remembered_moments(posterior, memory, newest, axis_name)
     # 2. KL: of the aggregate, 1/2 (m.m + tr C - D - log det C) with C diagonal or full;
-    # or the mean of each image's
+    # and what a mixture sees beyond them; or the mean of each image's
     if objective.kl == "aggregate":
         kl = losses.aggregate_kl(moments, objective.variance, objective.covariance)
-        if fit is not None:
-            negentropy, fit = negentropy_bound(
-                posterior, z, moments, fit, objective.covariance, axis_name
-            )
-            kl += negentropy
     else:
         kl = jnp.mean(losses.posterior_kl(posterior, z, prior))
+    beyond = {}
+    if fit is not None:
+        beyond["negentropy_bound"], fit = negentropy_bound(
+            posterior, z, moments, fit, objective.covariance, axis_name
+        )
+        kl += beyond["negentropy_bound"]
     kl_weight = objective.kl_weight * jnp.minimum(
         1.0, (1.0 + step) / max(1, objective.kl_warmup)
     )
@@ -66,6 +67,7 @@ def autoencoder_objective(
     terms = {
         "reconstruction": reconstruction_term,
         "kl": kl,
+        **beyond,
         "collapse_penalty": collapse,
         "component_entropy": entropy,
         "components_used": components_used(posterior, axis_name),

@@ -10,21 +10,26 @@ import oracles
 import pytest
 from scipy import integrate, stats
 from test_mixture import parts, random_mixture
-from test_objective import BATCH, coding, objective
-from test_steps import run, tiny_config
+from test_objective import coding, objective
+from test_steps import assert_same_adam_steps, run, tiny_config
 
 from gamix_jax import losses
 from gamix_jax.aggregate_fit import (
     DEFENSIVE_WEIGHT,
     LEAST_VARIANCE,
-    NEWEST,
     PSEUDO_DRAWS,
+    STEP_SIZE,
     AggregateFit,
     initial_fit,
     negentropy_bound,
     whiten,
 )
-from gamix_jax.mixture import GaussianMixture, aggregate_moments
+from gamix_jax.mixture import (
+    GaussianMixture,
+    aggregate_moments,
+    remembered_moments,
+)
+from gamix_jax.state import create_state
 
 C, D = 3, 2
 
@@ -34,6 +39,12 @@ def two_modes(distance=0.9):
     mean = jnp.array([[[-distance], [distance]]])
     log_var = jnp.full((1, 2, 1), jnp.log1p(-(distance**2)))
     return GaussianMixture(jnp.zeros((1, 2)), mean, log_var)
+
+
+def responsible(fit, y, weights):
+    """[n, C + 1]: the posterior of the components times the weight of each draw."""
+    responsibility = jax.nn.softmax(fit.mixture().component_log_prob(y), axis=1)
+    return weights[:, None] * responsibility
 
 
 def follow(q, steps):
@@ -82,7 +93,7 @@ def test_mixture_and_one_step_of_em_are_those_of_a_loop():
     part = weights[:, None] * density / density.sum(1, keepdims=True)
     expected = AggregateFit(
         *(
-            (1 - NEWEST) * old + NEWEST * new
+            (1 - STEP_SIZE) * old + STEP_SIZE * new
             for old, new in (
                 (share, part.sum(0)[:C]),
                 (first, (part.T @ y)[:C]),
@@ -91,7 +102,9 @@ def test_mixture_and_one_step_of_em_are_those_of_a_loop():
         )
     )
     chex.assert_trees_all_close(
-        jax.tree.map(np.float64, fit.updated(y, weights)), expected, rtol=1e-5
+        jax.tree.map(np.float64, fit.updated(y, responsible(fit, y, weights))),
+        expected,
+        rtol=1e-5,
     )
 
 
@@ -111,8 +124,7 @@ def test_bound_is_the_expectation_that_it_estimates():
     draws = 20_000
     z = q.stratified_sample(jax.random.key(2), (draws,))
     found, _ = negentropy_bound(q, z, moments, fit, "diagonal")
-    spread = np.std([log_ratio(x) for x in np.asarray(z[:500, 0, 0, 0])])
-    assert 0 < spread < 1
+    spread = np.std([log_ratio(x) for x in np.asarray(z[:100]).ravel()])
     assert abs(found - expected) < 4 * spread / math.sqrt(draws)
     assert losses.aggregate_kl(moments) + expected < kl_to_normal(q)
 
@@ -127,11 +139,12 @@ def test_fit_finds_two_modes_and_the_bound_becomes_the_kl():
     found, error = np.mean(bounds[-500:]), np.std(bounds[-500:]) / math.sqrt(500)
     # The defensive component takes log(1 - 0.01) of it, pseudo draws some more.
     assert exact - 0.03 < found < exact + 4 * error
-    np.testing.assert_allclose(jnp.sum(fit.share), 1.0, atol=DEFENSIVE_WEIGHT)
+    # The defensive component's part of draws that the others explain better is less yet.
+    assert 1 - DEFENSIVE_WEIGHT < jnp.sum(fit.share) < 1
 
 
-def test_gradient_brings_two_modes_together():
-    """By the gradient of the bound alone, held to variance 1 by the whitening, the modes go towards N(0, 1)."""
+def test_gradient_is_nearly_that_of_the_kl():
+    """With q's variance kept at 1, by how far apart the modes are. The KL's is by differences of quadratures; the fit is smoother than q, so it pulls less, by a quarter here."""
     fit, _ = follow(two_modes(), 500)
 
     def bound(distance):
@@ -139,7 +152,11 @@ def test_gradient_brings_two_modes_together():
         z = q.stratified_sample(jax.random.key(2), (4096,))
         return negentropy_bound(q, z, aggregate_moments(q), fit, "diagonal")[0]
 
-    assert jax.grad(bound)(0.9) > 0.5
+    step = 1e-3
+    exact = (
+        kl_to_normal(two_modes(0.9 + step)) - kl_to_normal(two_modes(0.9 - step))
+    ) / (2 * step)
+    assert 0.6 * exact < jax.grad(bound)(0.9) < exact
 
 
 def test_whitened_draws_have_covariance_one():
@@ -183,13 +200,13 @@ def test_replicas_have_the_fit_of_the_undivided_batch():
     q = random_mixture(shape=(16,), dimensions=D)
     z = q.stratified_sample(jax.random.key(0), (2,))
     fit = initial_fit(jax.random.key(1), C, D)
-    whole = negentropy_bound(q, z, aggregate_moments(q, None, True), fit)
+    whole = negentropy_bound(q, z, aggregate_moments(q, None, True), fit, "full")
     split = jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), q)
     draws = jnp.moveaxis(z.reshape(2, 8, 2, *z.shape[2:]), 1, 0)
 
     def replica(q, z):
         moments = aggregate_moments(q, "batch", True)
-        return negentropy_bound(q, z, moments, fit, axis_name="batch")
+        return negentropy_bound(q, z, moments, fit, "full", "batch")
 
     bounds, fits = jax.pmap(replica, axis_name="batch")(split, draws)
     np.testing.assert_allclose(np.mean(bounds), whole[0], rtol=1e-5)
@@ -198,7 +215,7 @@ def test_replicas_have_the_fit_of_the_undivided_batch():
         chex.assert_trees_all_close(one, whole[1], rtol=1e-5, atol=1e-7)
 
 
-def test_far_draws_gain_nothing():
+def test_what_far_draws_gain_is_bounded():
     """Away from all that was fitted the ratio of densities is the defensive component's weight, and its gradient vanishes."""
     q = random_mixture(shape=(1,), components=1, dimensions=D)
     fit = initial_fit(jax.random.key(1), C, D)
@@ -222,10 +239,64 @@ def test_a_component_that_nothing_uses_comes_back():
     )
     y = jax.random.normal(jax.random.key(1), (64, D))
     weights = jnp.full(64, 1 / 64)
-    fit = jax.lax.fori_loop(0, 3000, lambda _, fit: fit.updated(y, weights), fit)
-    shares = jax.nn.softmax(fit.mixture().logits)
+    fit = jax.lax.fori_loop(
+        0,
+        3000,
+        lambda _, fit: fit.updated(y, responsible(fit, y, weights)),
+        fit,
+    )
     assert np.all(np.abs(fit.mixture().mean) < 3.0)
-    assert shares[0] > PSEUDO_DRAWS / C / 2
+    assert fit.share[0] > 10 * PSEUDO_DRAWS / C
+
+
+def test_initial_fit_is_responsible_for_normal_draws_in_any_dimension():
+    """Of N(0, I) the bound is at most 0; -log DEFENSIVE_WEIGHT below it the fit would never begin."""
+    for dimensions in (1, 16, 128, 512):
+        y = jax.random.normal(jax.random.key(0), (64, dimensions))
+        mixture = initial_fit(jax.random.key(1), 64, dimensions).mixture()
+        log_ratio = mixture.log_prob(y) - stats.norm.logpdf(y).sum(axis=1)
+        assert -1 < np.mean(log_ratio) < 0.1
+
+
+def test_gradients_match_differences(x64):
+    """Of logits, means and log-variances of K = 2, through draws, weights and whitening."""
+    q = random_mixture(shape=(3,), components=2, dimensions=D, dtype=np.float64)
+    fit = initial_fit(jax.random.key(1), C, D)
+    fit = jax.tree.map(lambda x: x.astype(np.float64), fit)
+
+    def bound(q):
+        z = q.stratified_sample(jax.random.key(0), (2,))
+        return negentropy_bound(q, z, aggregate_moments(q, None, True), fit, "full")[0]
+
+    gradient = jax.grad(bound)(q)
+    for i, (found, value) in enumerate(zip(parts(gradient), parts(q), strict=True)):
+        function = lambda x: bound(
+            GaussianMixture(*(x if j == i else p for j, p in enumerate(parts(q))))
+        )
+        expected = oracles.gradient(function, value)
+        assert np.max(np.abs(expected)) > 1e-3
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_remembered_moments_whiten():
+    """Their values, with the batch's gradient."""
+    q = random_mixture(dimensions=D)
+    memory = aggregate_moments(random_mixture(7, dimensions=D), covariance=True)
+    fit = initial_fit(jax.random.key(1), C, D)
+    z = q.stratified_sample(jax.random.key(0), (1,))
+    found, _ = negentropy_bound(q, z, remembered_moments(q, memory, 0.1), fit, "full")
+    pooled = memory.pool(aggregate_moments(q, covariance=True), 0.1)
+    expected, _ = negentropy_bound(q, z, pooled, fit, "full")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_wrong_covariance_is_refused():
+    q = random_mixture(dimensions=D)
+    z, moments = q.mean[None], aggregate_moments(q)
+    with pytest.raises(ValueError, match="with their covariance"):
+        whiten(z, moments, "full")
+    with pytest.raises(ValueError, match="not 'ful'"):
+        whiten(z, moments, "ful")
 
 
 @pytest.mark.parametrize("extreme", [-30.0, 30.0])
@@ -236,7 +307,7 @@ def test_finite_at_the_extremes(extreme):
 
     def bound(q):
         z = q.stratified_sample(jax.random.key(0), (1,))
-        return negentropy_bound(q, z, aggregate_moments(q, None, True), fit)
+        return negentropy_bound(q, z, aggregate_moments(q, None, True), fit, "full")
 
     (value, fit), gradient = jax.value_and_grad(bound, has_aux=True)(q)
     for leaf in jax.tree.leaves((value, fit, gradient)):
@@ -251,7 +322,8 @@ def test_objective_adds_it_to_the_aggregate_kl():
     )
     _, terms, _, after = objective(config, code, fit=fit)
     moments = aggregate_moments(q, covariance=True)
-    bound, expected = negentropy_bound(q, code.z, moments, fit)
+    bound, expected = negentropy_bound(q, code.z, moments, fit, "full")
+    np.testing.assert_allclose(terms["negentropy_bound"], bound, rtol=1e-5)
     kl = losses.aggregate_kl(moments, covariance="full") + bound
     np.testing.assert_allclose(terms["kl"], kl, rtol=1e-5)
     chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
@@ -269,7 +341,8 @@ def test_training_follows_the_aggregate():
     chex.assert_trees_all_close(
         one.aggregate_fit, eight.aggregate_fit, rtol=1e-4, atol=1e-6
     )
-    total = float(jnp.sum(one.aggregate_fit.share))
-    # BATCH draws, of each of which the defensive component takes a part
-    assert 1 - NEWEST * 0.5 < total < 1.0
-    assert BATCH == 16
+    assert_same_adam_steps(one, eight, "generator", steps=1)
+    before = create_state(config).aggregate_fit
+    # The newest step has its part, and no more.
+    moved = np.abs(one.aggregate_fit.first - before.first)
+    assert 0 < np.max(moved) < 10 * STEP_SIZE
