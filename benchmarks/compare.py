@@ -3,7 +3,9 @@
     python benchmarks/compare.py --data=mnist --images=mnist.npz --runs=runs/compare --out=docs
 
 Each run is a training and an evaluation by gamix_jax, in a process of its own, `--jobs` at
-a time; what is done is skipped, what was stopped goes on. `--images` is an .npz (mnist,
+a time; what is done is skipped, what was stopped goes on. What `--json` has of the same
+settings and classifier is done too, so that machines can share the work: give each the
+same `--features`. `--images` is an .npz (mnist,
 cifar10; digits need none) or a folder of photos (faces). The Frechet distance is of a
 classifier's features, trained on the same images; for faces, on `--labelled`, the .npz of
 CIFAR-10. Writes all numbers to `--json`, and to OUT the trade-off and samples of all
@@ -12,6 +14,7 @@ PatchGAN have parts of their own: the column "GFLOP" is what a training step tak
 """
 
 import argparse
+import hashlib
 import json
 import os
 import queue
@@ -36,7 +39,7 @@ from compare_settings import (
 from rich.console import Console
 
 from gamix_jax.compiled import keep_compiled
-from gamix_jax.config import flatten
+from gamix_jax.config import default_config, flatten
 from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.data import open_images
 from gamix_jax.describe import training_gflop_per_image
@@ -58,7 +61,7 @@ def train_and_evaluate(
         features="classifier",
         features_file=str(features),
         likelihood_samples=16,
-        cache=features.parent,
+        cache=workdir.parent,
     )
     evaluate(workdir, options, Console())
 
@@ -106,6 +109,26 @@ def is_done(workdir: Path, config: ml_collections.ConfigDict, digest: str) -> bo
             f"{workdir} was run with another {', '.join(other)}; use another --runs."
         )
     return evaluation["step"] == config.train.steps
+
+
+def settings(config: ml_collections.ConfigDict) -> str:
+    """Digest of what a configuration has other than the default, but for where the images are."""
+    default = flatten(default_config())
+    other = {
+        key: value
+        for key, value in flatten(config).items()
+        if value != default[key] and key != "data.dir"
+    }
+    text = json.dumps(other, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_known(path: Path | None) -> dict[tuple[str, str], tables.Row]:
+    """The rows that were written before, by their settings and classifier."""
+    if not (path and path.exists()):
+        return {}
+    rows = json.loads(path.read_text())["rows"]
+    return {(row["settings"], row["classifier"]): row for row in rows}
 
 
 def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
@@ -173,7 +196,10 @@ def parse() -> argparse.Namespace:
         default=cores,
         help="at a time, each on cores of its own; 0 makes tables of what is done",
     )
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="of all numbers; grows")
+    parser.add_argument(
+        "--features", type=Path, help="classifier; else trained, and kept in RUNS"
+    )
     parser.add_argument("--only", help="one run; used by the script itself")
     parser.add_argument("--cores", help="used by the script itself")
     args = parser.parse_args()
@@ -181,6 +207,8 @@ def parse() -> argparse.Namespace:
         parser.error("--images is missing or not there; name the images")
     if args.data.startswith("faces") != bool(args.labelled):
         parser.error("--labelled=FILE is for faces, which have no labels")
+    if args.features and not args.features.exists():
+        parser.error(f"--features={args.features} is not there")
     return args
 
 
@@ -191,7 +219,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     images = padded(args.images, folder) if args.data == "mnist" else args.images
     config = base_config(args.data, str(images or ""), args.steps)
-    features = folder / "classifier.npz"
+    features = args.features or folder / "classifier.npz"
     if args.only:
         os.sched_setaffinity(0, map(int, args.cores.split(",")))
         keep_freed_memory()
@@ -208,8 +236,15 @@ def main() -> None:
         for weight in args.weights or DATA[args.data][2]
     ]
 
+    known = read_known(args.json)
+
+    def key(run: Run) -> tuple[str, str]:
+        return settings(run_config(config, run)), digest
+
     def done(run: Run) -> bool:
-        return is_done(folder / run.name, run_config(config, run), digest)
+        return key(run) in known or is_done(
+            folder / run.name, run_config(config, run), digest
+        )
 
     todo = [run for run in runs if not done(run)]
     if args.jobs:
@@ -218,22 +253,27 @@ def main() -> None:
         objective: training_gflop_per_image(run_config(config, Run(objective, 1.0, 0)))
         for objective in args.objectives
     }
-    rows = [
-        run._asdict()
-        | {"GFLOP": gflop[run.objective] * config.train.batch_size}
-        | tables.read_row(folder / run.name)
-        for run in runs
-        if done(run)
-    ]
+    where = record.environment()
+    for run in (run for run in runs if done(run) and key(run) not in known):
+        known[key(run)] = (
+            run._asdict()
+            | {"settings": key(run)[0], "classifier": digest}
+            | {name: where[name] for name in ("device", "commit", "date")}
+            | {"GFLOP": gflop[run.objective] * config.train.batch_size}
+            | tables.read_row(folder / run.name)
+        )
+    rows = [known[key(run)] for run in runs if key(run) in known]
     if not rows:
         raise SystemExit(f"No run is done; each has a log.txt in {folder}.")
-    record.write(args.json, {"rows": rows, "steps": args.steps})
+    record.write(args.json, {"rows": list(known.values())})
     tables.report(rows, BASELINE, f"{args.data}, {args.steps:,} steps", args.out)
-    workdirs = tables.nearest_in_error(rows, BASELINE)
-    tables.draw_samples(
-        {words: folder / Run(*key).name for words, key in workdirs.items()},
-        args.out / f"compare_{args.data}_samples.png",
-    )
+    nearest = tables.nearest_in_error(rows, BASELINE)
+    workdirs = {words: folder / Run(*of).name for words, of in nearest.items()}
+    if all(workdir.exists() for workdir in workdirs.values()):
+        samples = args.out / f"compare_{args.data}_samples.png"
+        tables.draw_samples(workdirs, samples)
+    else:
+        print("No samples are drawn: not all that are nearest in error ran here.")
     missing = [run.name for run in runs if not done(run)]
     if missing:
         raise SystemExit(f"Not done, so not in the tables: {', '.join(missing)}")

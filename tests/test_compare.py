@@ -133,6 +133,26 @@ def test_what_is_done(compare, tmp_path):
         compare.is_done(tmp_path, config, "f" * 16)
 
 
+def test_what_another_machine_did_is_known_by_its_settings(compare, tmp_path):
+    """Not by the place of the images; another weight, seed or number of steps is another run."""
+    here, there = (compare.base_config("mnist", x, steps=100) for x in "ab")
+    run = compare.Run("beta-VAE", 100.0, 0)
+    found = compare.settings(compare.run_config(here, run))
+    assert found == compare.settings(compare.run_config(there, run))
+    longer = compare.base_config("mnist", "a", steps=200)
+    others = [
+        compare.run_config(here, run._replace(seed=1)),
+        compare.run_config(here, run._replace(weight=200.0)),
+        compare.run_config(here, run._replace(objective="full, KL 25")),
+        compare.run_config(longer, run),
+    ]
+    assert found not in map(compare.settings, others)
+    assert compare.read_known(tmp_path / "none.json") == {}
+    rows = [{"settings": found, "classifier": "c", "weight": 1.0}]
+    (tmp_path / "found.json").write_text(json.dumps({"rows": rows}))
+    assert compare.read_known(tmp_path / "found.json") == {(found, "c"): rows[0]}
+
+
 @pytest.mark.slow
 def test_two_objectives_of_digits(compare, tmp_path):
     """Trained and evaluated at their smallest; again at once, and with other settings not at all."""
@@ -172,7 +192,13 @@ def test_two_objectives_of_digits(compare, tmp_path):
         assert all(math.isfinite(x) for x in numbers)
     for name in ("compare_digits.png", "compare_digits_samples.png"):
         assert (tmp_path / name).stat().st_size > 1000
+    # What the JSON has is done without its folder, but for its samples.
     shutil.rmtree(folder / compare.Run("full, KL 25, PatchGAN", 200.0, 0).name)
+    again = run("--steps=2")
+    assert again.returncode == 0, again.stderr
+    assert ": done" not in again.stdout
+    assert json.loads((tmp_path / "found.json").read_text())["rows"] == rows
+    (tmp_path / "found.json").unlink()
     again = run("--steps=2", "--jobs=0")
     assert (
         "Not done, so not in the tables: full__KL_25__PatchGAN-200.0-0" in again.stderr
