@@ -54,7 +54,7 @@ def autoencoder_objective(
     beyond = {}
     if fit is not None:
         beyond["negentropy_bound"], fit = negentropy_bound(
-            posterior, z, moments, fit, objective.covariance, axis_name
+            posterior, z, moments, fit, step, objective.covariance, axis_name
         )
         kl += beyond["negentropy_bound"]
     kl_weight = objective.kl_weight * jnp.minimum(
