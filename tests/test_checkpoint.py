@@ -125,6 +125,20 @@ def test_random_damage_loses_no_checkpoint(saved, tmp_path):
     assert set(ends) == {1, 2, None}
 
 
+def test_a_part_that_a_configuration_has_not_is_not_in_its_checkpoint(saved):
+    """So what was saved before there was such a part can be read; and one that has it is told what is missing."""
+    workdir, _ = saved
+    assert not any("aggregate_fit" in str(path) for path in workdir.rglob("*"))
+    metadata = next((workdir / "checkpoints/2/state").glob("_METADATA")).read_text()
+    assert "moments" in metadata
+    assert "aggregate_fit" not in metadata
+    config = small_run(objective__negentropy_components=3)
+    checkpoints = Checkpoints(workdir)
+    with pytest.raises(InputError, match="aggregate_fit/first is absent, not"):
+        checkpoints.restore(create_state(config))
+    checkpoints.close()
+
+
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_moved(saved, tmp_path):
     shutil.copytree(saved[0], tmp_path / "run")
     for step in (1, 2):

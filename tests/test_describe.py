@@ -28,6 +28,8 @@ def float32_bytes(tree):
         # backward through the latter
         ({"model__norm": "batch", "discriminator__norm": "batch"}, 9 * 4),
         ({"objective__covariance": "full"}, 3 * (4 + 4 + 16)),
+        # share, first and second of each component
+        ({"objective__negentropy_components": 3}, 9 * 4 + 3 * (1 + 4 + 4)),
         # nothing is differentiated through the moments
         ({"objective__kl": "elbo", "adversarial__loss": "none"}, 6 * 4),
     ],
