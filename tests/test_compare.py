@@ -168,7 +168,7 @@ def test_two_objectives_of_digits(compare, tmp_path):
     def run(*arguments):
         script = [sys.executable, ROOT / "benchmarks/compare.py", "--data=digits"]
         places = [f"--runs={tmp_path}/runs", f"--out={tmp_path}"]
-        objectives = ["--objectives", "beta-VAE", "full, KL 25, PatchGAN"]
+        objectives = ["--objectives", "beta-VAE", "full, KL 25, memory, PatchGAN"]
         written = [f"--json={tmp_path}/found.json", "--seeds=1"]
         return subprocess.run(
             [*script, *places, *objectives, *written, *arguments],
@@ -183,7 +183,7 @@ def test_two_objectives_of_digits(compare, tmp_path):
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert [(r["objective"], r["weight"]) for r in rows] == [
         (objective, weight)
-        for objective in ("beta-VAE", "full, KL 25, PatchGAN")
+        for objective in ("beta-VAE", "full, KL 25, memory, PatchGAN")
         for weight in (100, 200)
     ]
     for found in rows:
@@ -193,7 +193,7 @@ def test_two_objectives_of_digits(compare, tmp_path):
     for name in ("compare_digits.png", "compare_digits_samples.png"):
         assert (tmp_path / name).stat().st_size > 1000
     # What the JSON has is done without its folder, but for its samples.
-    shutil.rmtree(folder / compare.Run("full, KL 25, PatchGAN", 200.0, 0).name)
+    shutil.rmtree(folder / compare.Run("full, KL 25, memory, PatchGAN", 200.0, 0).name)
     again = run("--steps=2")
     assert again.returncode == 0, again.stderr
     assert ": done" not in again.stdout
@@ -201,7 +201,8 @@ def test_two_objectives_of_digits(compare, tmp_path):
     (tmp_path / "found.json").unlink()
     again = run("--steps=2", "--jobs=0")
     assert (
-        "Not done, so not in the tables: full__KL_25__PatchGAN-200.0-0" in again.stderr
+        "Not done, so not in the tables: full__KL_25__memory__PatchGAN-200.0-0"
+        in again.stderr
     )
     assert ": done" not in again.stdout
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
