@@ -3,14 +3,14 @@
     python benchmarks/compare.py --data=mnist --images=mnist.npz --runs=runs/compare --out=docs
 
 Each run is a training and an evaluation by gamix_jax, in a process of its own, `--jobs` at
-a time; what is done is skipped, what was stopped goes on. What `--json` has of the same
-settings and classifier is done too, so that machines can share the work: give each the
-same `--features`. `--images` is an .npz (mnist,
-cifar10; digits need none) or a folder of photos (faces). The Frechet distance is of a
-classifier's features, trained on the same images; for faces, on `--labelled`, the .npz of
-CIFAR-10. Writes all numbers to `--json`, and to OUT the trade-off and samples of all
-objectives from the same z. K = 4 decodes four times an image, and the VampPrior and
-PatchGAN have parts of their own: the column "GFLOP" is what a training step takes.
+a time; what is done is skipped, what was stopped goes on. `--images` is an .npz (mnist,
+cifar10; digits need none) or a folder of photos (faces). The Frechet distance is of the
+features of a classifier, `--features`; without it one is trained on the same images, for
+faces on `--labelled`, the .npz of CIFAR-10. All numbers go to `--json`, and what it has of
+the same settings and classifier counts as done: so machines can share the work. OUT gets
+the trade-off and samples of all objectives from the same z. K = 4 decodes four times an
+image, and the VampPrior and PatchGAN have parts of their own: the column "GFLOP" is what a
+training step takes.
 """
 
 import argparse
@@ -205,8 +205,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.data != "digits" and not (args.images and args.images.exists()):
         parser.error("--images is missing or not there; name the images")
-    if args.data.startswith("faces") != bool(args.labelled):
-        parser.error("--labelled=FILE is for faces, which have no labels")
+    if args.data.startswith("faces") and not (args.labelled or args.features):
+        parser.error("faces have no labels; name --labelled or --features")
     if args.features and not args.features.exists():
         parser.error(f"--features={args.features} is not there")
     return args
