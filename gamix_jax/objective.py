@@ -46,41 +46,40 @@ def autoencoder_objective(
     newest = jnp.maximum(1.0 - objective.moment_decay, 1.0 / (1.0 + step))
     moments = remembered_moments(posterior, memory, newest, axis_name)
     # 2. KL: of the aggregate, 1/2 (m.m + tr C - D - log det C) with C diagonal or full;
-    # and what a mixture sees beyond them; or the mean of each image's
+    # or the mean of each image's
     if objective.kl == "aggregate":
         kl = losses.aggregate_kl(moments, objective.variance, objective.covariance)
     else:
         kl = jnp.mean(losses.posterior_kl(posterior, z, prior))
-    beyond = {}
-    if fit is not None:
-        beyond["negentropy_bound"], fit = negentropy_bound(
-            posterior, z, moments, fit, step, objective.covariance, axis_name
-        )
-        kl += beyond["negentropy_bound"]
     kl_weight = objective.kl_weight * jnp.minimum(
         1.0, (1.0 + step) / max(1, objective.kl_warmup)
     )
-    evidence = objective.reconstruction_weight * reconstruction_term + kl_weight * kl
+    weighted = objective.reconstruction_weight * reconstruction_term + kl_weight * kl
     # 3. collapse = sum_k pi_k sum_d (exp s / t - 1 - log(exp s / t))
     collapse = jnp.mean(losses.collapse_penalty(posterior, objective.collapse_target))
     entropy = jnp.mean(losses.component_entropy(posterior))
     terms = {
         "reconstruction": reconstruction_term,
         "kl": kl,
-        **beyond,
         "collapse_penalty": collapse,
         "component_entropy": entropy,
         "components_used": components_used(posterior, axis_name),
         **_spread(coding, axis_name),
     }
+    if fit is not None:
+        # The aggregate's KL beyond its moments, at least.
+        terms["negentropy_bound"], fit = negentropy_bound(
+            posterior, z, moments, fit, step, objective.covariance, axis_name
+        )
+        weighted += kl_weight * terms["negentropy_bound"]
     if objective.kl == "siwae":
         # In place of 1 and 2, which are then reported alone: the same at T = K = 1.
         weight = objective.reconstruction_weight / kl_weight
         siwae = jnp.mean(losses.mixture_siwae(-weight * errors, posterior, z, prior))
-        evidence = -kl_weight * siwae
+        weighted = -kl_weight * siwae
         terms["siwae"] = siwae
     loss = (
-        evidence
+        weighted
         + objective.collapse_weight * collapse
         - objective.component_entropy_weight * entropy
     )

@@ -326,20 +326,25 @@ def test_objective_adds_it_to_the_aggregate_kl():
     code = coding()
     q, fit = code.posterior, initial_fit(jax.random.key(0), C, code.z.shape[-1])
     config = tiny_config(
-        objective__covariance="full", objective__negentropy_components=C
+        objective__covariance="full",
+        objective__negentropy_components=C,
+        objective__kl_weight=0.7,
     )
-    _, terms, _, after = objective(config, code, fit=fit)
+    loss, terms, _, after = objective(config, code, fit=fit)
     moments = aggregate_moments(q, covariance=True)
     bound, expected = negentropy_bound(q, code.z, moments, fit, 0, "full")
     np.testing.assert_allclose(terms["negentropy_bound"], bound, rtol=1e-5)
-    kl = losses.aggregate_kl(moments, covariance="full") + bound
+    kl = losses.aggregate_kl(moments, covariance="full")
     np.testing.assert_allclose(terms["kl"], kl, rtol=1e-5)
+    without = tiny_config(objective__covariance="full", objective__kl_weight=0.7)
+    expected_loss = objective(without, code)[0] + 0.7 * bound
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_training_follows_the_aggregate():
-    """A step moves the fit by the weight of the newest batch, on eight devices as on one."""
+    """After a step eight devices have the fit and the parameters of one."""
     config = tiny_config(
         adversarial__loss="none",
         objective__covariance="full",

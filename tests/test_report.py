@@ -351,6 +351,14 @@ def test_the_objective_in_words_has_its_weights():
     assert "rising over the first 1,000 steps" in terms[0][1]
 
 
+def test_the_negentropy_is_in_words_and_curves_where_the_objective_has_it():
+    config = tiny_config(objective__negentropy_components=8)
+    assert any("mixture of 8 Gaussians" in term for _, term in weighted_terms(config))
+    (negentropy,) = (p for p in panels(config) if p.training == "negentropy_bound")
+    assert negentropy not in panels(tiny_config())
+    assert "8 Gaussians" not in str(weighted_terms(tiny_config()))
+
+
 def test_key_numbers_are_those_measured():
     config = tiny_config()
     assert key_numbers(config, [], None) == []

@@ -34,6 +34,8 @@ def panels(config: ml_collections.ConfigDict) -> list[Panel]:
         kl,
         Panel("Collapse penalty", "collapse_penalty", ("collapse_penalty",)),
     ]
+    if objective.negentropy_components:
+        chosen.append(Panel("Negentropy, at least, nats", "negentropy_bound"))
     if objective.kl == "siwae":
         chosen.append(Panel("Importance-weighted bound", "siwae"))
     if config.adversarial.loss != "none":

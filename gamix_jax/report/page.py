@@ -180,6 +180,11 @@ def weighted_terms(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
                 "KL of the aggregate posterior's moments to N(0, I), "
                 f"{objective.covariance} covariance, {objective.variance} variance"
             )
+        if objective.negentropy_components:
+            kl += (
+                ", and a lower bound on its negentropy by a mixture of "
+                f"{objective.negentropy_components} Gaussians"
+            )
         terms = [
             (objective.reconstruction_weight, error),
             (objective.kl_weight, kl + warmup),
