@@ -5,6 +5,8 @@ from typing import NamedTuple
 import ml_collections
 import record
 
+from gamix_jax.config import default_config
+
 # Of all runs: small networks, so that a run takes minutes of one core.
 NETWORK = {
     "model.widths": (8, 16, 32),
@@ -96,6 +98,7 @@ def base_config(data: str, images: str, steps: int) -> ml_collections.ConfigDict
     """The configuration that the runs on some images share."""
     name, changes, _ = DATA[data]
     config = record.load_config(name)
+    config.objective.update(default_config().objective)  # configs/ has the winners
     config.update_from_flattened_dict(NETWORK | changes)
     config.data.dir = images
     config.train.steps = config.train.evaluate_every = steps
