@@ -7,14 +7,14 @@ a time; what is done is skipped, what was stopped goes on. `--images` is an .npz
 cifar10; digits need none) or a folder of photos (faces). The Frechet distance is of the
 features of a classifier, `--features`; without it one is trained on the same images, for
 faces on `--labelled`, the .npz of CIFAR-10. All numbers go to `--json`, and what it has of
-the same settings and classifier counts as done: so machines can share the work. OUT gets
+the same images, settings and classifier counts as done: so machines can share the work, each
+with the same `--features` (benchmarks/features_*.npz are those of docs/results.md). OUT gets
 the trade-off and samples of all objectives from the same z. K = 4 decodes four times an
 image, and the VampPrior and PatchGAN have parts of their own: the column "GFLOP" is what a
 training step takes.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import queue
@@ -39,7 +39,7 @@ from compare_settings import (
 from rich.console import Console
 
 from gamix_jax.compiled import keep_compiled
-from gamix_jax.config import default_config, flatten
+from gamix_jax.config import flatten
 from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.data import open_images
 from gamix_jax.describe import training_gflop_per_image
@@ -64,6 +64,8 @@ def train_and_evaluate(
         cache=workdir.parent,
     )
     evaluate(workdir, options, Console())
+    environment = json.dumps(record.environment(), indent=1)
+    (workdir / "environment.json").write_text(environment)
 
 
 def padded(images: Path, runs: Path) -> Path:
@@ -95,7 +97,7 @@ def make_features(
 
 
 def is_done(workdir: Path, config: ml_collections.ConfigDict, digest: str) -> bool:
-    """Whether it was evaluated at its last step; refuses a folder of other settings, and distances by another classifier."""
+    """Whether it was evaluated at its last step, there; refuses a folder of other settings, and distances by another classifier."""
     path = workdir / "evaluation.json"
     if not path.exists():
         return False
@@ -109,26 +111,6 @@ def is_done(workdir: Path, config: ml_collections.ConfigDict, digest: str) -> bo
             f"{workdir} was run with another {', '.join(other)}; use another --runs."
         )
     return evaluation["step"] == config.train.steps
-
-
-def settings(config: ml_collections.ConfigDict) -> str:
-    """Digest of what a configuration has other than the default, but for where the images are."""
-    default = flatten(default_config())
-    other = {
-        key: value
-        for key, value in flatten(config).items()
-        if value != default[key] and key != "data.dir"
-    }
-    text = json.dumps(other, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def read_known(path: Path | None) -> dict[tuple[str, str], tables.Row]:
-    """The rows that were written before, by their settings and classifier."""
-    if not (path and path.exists()):
-        return {}
-    rows = json.loads(path.read_text())["rows"]
-    return {(row["settings"], row["classifier"]): row for row in rows}
 
 
 def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
@@ -207,6 +189,8 @@ def parse() -> argparse.Namespace:
         parser.error("--images is missing or not there; name the images")
     if args.data.startswith("faces") and not (args.labelled or args.features):
         parser.error("faces have no labels; name --labelled or --features")
+    if args.labelled and (args.features or not args.data.startswith("faces")):
+        parser.error("--labelled is for faces without --features")
     if args.features and not args.features.exists():
         parser.error(f"--features={args.features} is not there")
     return args
@@ -228,7 +212,11 @@ def main() -> None:
         run = Run(objective, float(weight), int(seed))
         train_and_evaluate(run_config(config, run), folder / run.name, features)
         return
-    digest = make_features(config, args.labelled, features)
+    known = tables.read_known(args.json)
+    digest, images = (
+        make_features(config, args.labelled, features),
+        tables.digest_images(images),
+    )
     runs = [
         Run(objective, float(weight), seed)
         for seed in range(args.seeds)
@@ -236,45 +224,43 @@ def main() -> None:
         for weight in args.weights or DATA[args.data][2]
     ]
 
-    known = read_known(args.json)
-
     def key(run: Run) -> tuple[str, str]:
-        return settings(run_config(config, run)), digest
+        return tables.settings(run_config(config, run), images), digest
 
-    def done(run: Run) -> bool:
-        return key(run) in known or is_done(
-            folder / run.name, run_config(config, run), digest
-        )
+    def done_here(run: Run) -> bool:
+        return is_done(folder / run.name, run_config(config, run), digest)
 
-    todo = [run for run in runs if not done(run)]
+    todo = [run for run in runs if key(run) not in known and not done_here(run)]
     if args.jobs:
         run_all(todo, folder, args.jobs)
     gflop = {
         objective: training_gflop_per_image(run_config(config, Run(objective, 1.0, 0)))
         for objective in args.objectives
     }
-    where = record.environment()
-    for run in (run for run in runs if done(run) and key(run) not in known):
+    known |= tables.read_known(args.json)  # what others wrote meanwhile
+    for run in (run for run in runs if key(run) not in known and done_here(run)):
         known[key(run)] = (
             run._asdict()
+            | {"data": args.data, "steps": args.steps}
             | {"settings": key(run)[0], "classifier": digest}
-            | {name: where[name] for name in ("device", "commit", "date")}
             | {"GFLOP": gflop[run.objective] * config.train.batch_size}
             | tables.read_row(folder / run.name)
         )
-    rows = [known[key(run)] for run in runs if key(run) in known]
+    rows = [known[key(run)] | run._asdict() for run in runs if key(run) in known]
     if not rows:
         raise SystemExit(f"No run is done; each has a log.txt in {folder}.")
     record.write(args.json, {"rows": list(known.values())})
     tables.report(rows, BASELINE, f"{args.data}, {args.steps:,} steps", args.out)
     nearest = tables.nearest_in_error(rows, BASELINE)
-    workdirs = {words: folder / Run(*of).name for words, of in nearest.items()}
-    if all(workdir.exists() for workdir in workdirs.values()):
-        samples = args.out / f"compare_{args.data}_samples.png"
-        tables.draw_samples(workdirs, samples)
+    nearest = {words: Run(*of) for words, of in nearest.items()}
+    if all(map(done_here, nearest.values())):
+        tables.draw_samples(
+            {words: folder / run.name for words, run in nearest.items()},
+            args.out / f"compare_{args.data}_samples.png",
+        )
     else:
         print("No samples are drawn: not all that are nearest in error ran here.")
-    missing = [run.name for run in runs if not done(run)]
+    missing = [run.name for run in runs if key(run) not in known]
     if missing:
         raise SystemExit(f"Not done, so not in the tables: {', '.join(missing)}")
 

@@ -1,5 +1,6 @@
 """What compare.py makes of evaluations: rows, distances at equal error, the picture of the trade-off, and samples."""
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,10 +9,13 @@ from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
+import ml_collections
 import numpy as np
 import record
 
 import gamix_jax
+from gamix_jax.config import default_config, flatten
+from gamix_jax.errors import InputError
 from gamix_jax.steps import to_levels
 
 ERROR, DISTANCE = "squared error", "Frechet distance"
@@ -78,7 +82,48 @@ def read_row(workdir: Path) -> Row:
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
             row[column] = value
+    environment = workdir / "environment.json"
+    if environment.exists():
+        row["environment"] = json.loads(environment.read_text())
     return row
+
+
+def digest_images(path: Path | None) -> str:
+    """Of a file's bytes, or of the names and sizes of a folder's files; "" without a path."""
+    if path is None:
+        return ""
+    if path.is_file():
+        content = path.read_bytes()
+    else:
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listed = [f"{file.relative_to(path)} {file.stat().st_size}" for file in files]
+        content = "\n".join(listed).encode()
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def settings(config: ml_collections.ConfigDict, images: str) -> str:
+    """Digest of what a configuration has other than the default, and of the images wherever they are."""
+    default = flatten(default_config())
+    other = {
+        key: value
+        for key, value in flatten(config).items()
+        if value != default[key] and key != "data.dir"
+    }
+    text = json.dumps([images, other], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_known(path: Path | None) -> dict[tuple[str, str], Row]:
+    """The rows that were written before, by their settings and classifier."""
+    if not (path and path.exists()):
+        return {}
+    try:
+        rows = json.loads(path.read_text())["rows"]
+        return {(row["settings"], row["classifier"]): row for row in rows}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path} is not what this version writes; move it away, or name another --json."
+        ) from None
 
 
 def report(rows: list[Row], baseline: str, title: str, out: Path) -> None:

@@ -86,8 +86,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.latent_size = 16  # D
     model.components = 1  # K, Gaussians in each image's posterior
     model.weights = "learned"  # learned | uniform (fixed at 1/K), of the components
-    # normal (N(0, I)) | mixture (C Gaussians) | vamp (posteriors of C pseudo-inputs, which
-    # every device encodes at every step)
+    # normal (N(0, I)) | mixture (C Gaussians) | vamp (posteriors of C pseudo-inputs)
     model.prior = "normal"
     model.prior_components = 100  # C, of a learned prior
     # Channels of each stage; each halves height and width
@@ -116,19 +115,15 @@ def default_config() -> ml_collections.ConfigDict:
     objective.kl_weight = 1.0
     objective.kl_warmup = 0  # steps in which kl_weight rises from 0, for learned priors
     objective.samples = 1  # T, draws from each component; the decoder runs T K times
-    # 0 decodes all T K draws of an image at once; n: n at a time, computed again for the
-    # gradient: less memory, more time
+    # 0 decodes all T K draws of an image at once; n: n at a time, again for the gradient
     objective.component_chunk = 0
     # Aggregate only: total (a lower bound on KL(q(z) || p)) | between (author's code)
     objective.variance = "total"
-    # Aggregate only: diagonal | full (also sees correlations; wants more images than D,
-    # in a batch or by memory)
+    # Aggregate only: diagonal | full (sees correlations; wants more images than D)
     objective.covariance = "diagonal"
-    # Aggregate only: of the moments' exponential average over steps; a batch of N counts
-    # as N (1 + decay) / (1 - decay)
+    # Aggregate only: of the moments' memory, of N (1 + decay) / (1 - decay) images
     objective.moment_decay = 0.0
-    # Aggregate, total only: Gaussians that follow q(z), so that the KL also sees what its
-    # moments do not, such as holes; 0 is the moments alone
+    # Aggregate, total only: Gaussians that follow q(z), to see what moments do not; 0: none
     objective.negentropy_components = 0
     objective.collapse_weight = 0.1
     objective.collapse_target = 1.0  # variance at which the collapse penalty vanishes

@@ -64,12 +64,12 @@ def follow(q, steps):
 
 def kl_to_normal(q, log_ratio=None):
     """E_q[log ratio] by quadrature, q the aggregate of mixtures in one dimension; the ratio is q / N(0, 1) unless given."""
-    log_q = lambda z: np.mean(
+    density = lambda z: np.mean(
         [oracles.mixture_density([z], *p) for p in zip(*parts(q), strict=True)]
     )
-    exact = lambda z: np.log(log_q(z)) - stats.norm.logpdf(z)
+    exact = lambda z: np.log(density(z)) - stats.norm.logpdf(z)
     ratio = log_ratio or exact
-    return integrate.quad(lambda z: log_q(z) * ratio(z), -12, 12, limit=400)[0]
+    return integrate.quad(lambda z: density(z) * ratio(z), -12, 12, limit=400)[0]
 
 
 def test_mixture_and_one_step_of_em_are_those_of_a_loop():
@@ -148,7 +148,7 @@ def test_fit_finds_two_modes_and_the_bound_becomes_the_kl():
 
 
 def test_gradient_is_nearly_that_of_the_kl():
-    """With q's variance kept at 1, by how far apart the modes are. The KL's is by differences of quadratures; the fit is smoother than q, so it pulls less, by a quarter here."""
+    """With q's variance kept at 1, by how far apart the modes are. The KL's is by differences of quadratures; the fit is smoother than q, so it pulls less, here by a quarter, with 8,192 draws give or take a tenth."""
     fit, _ = follow(two_modes(), 500)
 
     def bound(distance):
@@ -285,7 +285,7 @@ def test_gradients_match_differences(x64):
 
 
 def test_remembered_moments_whiten():
-    """Their values, with the batch's gradient."""
+    """By their pooled values."""
     q = random_mixture(dimensions=D)
     memory = aggregate_moments(random_mixture(7, dimensions=D), covariance=True)
     fit = initial_fit(jax.random.key(1), C, D)

@@ -125,8 +125,8 @@ def test_random_damage_loses_no_checkpoint(saved, tmp_path):
     assert set(ends) == {1, 2, None}
 
 
-def test_a_part_that_a_configuration_has_not_is_not_in_its_checkpoint(saved):
-    """So what was saved before there was such a part can be read; and one that has it is told what is missing."""
+def test_a_part_that_a_configuration_has_not_is_not_in_its_checkpoint(saved, tmp_path):
+    """As in those saved before there was such a part; one that has it gets it back, or is told what is missing."""
     workdir, _ = saved
     assert not any("aggregate_fit" in str(path) for path in workdir.rglob("*"))
     metadata = next((workdir / "checkpoints/2/state").glob("_METADATA")).read_text()
@@ -137,6 +137,13 @@ def test_a_part_that_a_configuration_has_not_is_not_in_its_checkpoint(saved):
     with pytest.raises(InputError, match="aggregate_fit/first is absent, not"):
         checkpoints.restore(create_state(config))
     checkpoints.close()
+    state = create_state(config)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    again = checkpoints.restore(jax.eval_shape(lambda: create_state(config)))
+    checkpoints.close()
+    assert_same(state, again)
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_moved(saved, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_main import ROOT
 
+from gamix_jax.errors import InputError
 from gamix_jax.features import train_classifier
 
 
@@ -137,8 +138,9 @@ def test_what_another_machine_did_is_known_by_its_settings(compare, tmp_path):
     """Not by the place of the images; another weight, seed or number of steps is another run."""
     here, there = (compare.base_config("mnist", x, steps=100) for x in "ab")
     run = compare.Run("beta-VAE", 100.0, 0)
-    found = compare.settings(compare.run_config(here, run))
-    assert found == compare.settings(compare.run_config(there, run))
+    found = compare.tables.settings(compare.run_config(here, run), "i")
+    assert found == compare.tables.settings(compare.run_config(there, run), "i")
+    assert found != compare.tables.settings(compare.run_config(here, run), "j")
     longer = compare.base_config("mnist", "a", steps=200)
     others = [
         compare.run_config(here, run._replace(seed=1)),
@@ -146,11 +148,26 @@ def test_what_another_machine_did_is_known_by_its_settings(compare, tmp_path):
         compare.run_config(here, run._replace(objective="full, KL 25")),
         compare.run_config(longer, run),
     ]
-    assert found not in map(compare.settings, others)
-    assert compare.read_known(tmp_path / "none.json") == {}
+    assert found not in [compare.tables.settings(other, "i") for other in others]
+    assert compare.tables.read_known(tmp_path / "none.json") == {}
     rows = [{"settings": found, "classifier": "c", "weight": 1.0}]
     (tmp_path / "found.json").write_text(json.dumps({"rows": rows}))
-    assert compare.read_known(tmp_path / "found.json") == {(found, "c"): rows[0]}
+    assert compare.tables.read_known(tmp_path / "found.json") == {(found, "c"): rows[0]}
+    for damaged in ("{", '{"rows": [{"weight": 1}]}'):
+        (tmp_path / "found.json").write_text(damaged)
+        with pytest.raises(InputError, match="not what this version writes"):
+            compare.tables.read_known(tmp_path / "found.json")
+
+
+def test_images_are_known_by_what_they_are(compare, tmp_path):
+    for name, size in (("a", 3), ("b", 3), ("c", 4)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(bytes(size))
+    a, b, c = (compare.tables.digest_images(tmp_path / name) for name in "abc")
+    assert a == b != c
+    files = [tmp_path / name / "1.png" for name in "abc"]
+    a, b, c = map(compare.tables.digest_images, files)
+    assert a == b != c
 
 
 @pytest.mark.slow
@@ -188,6 +205,7 @@ def test_two_objectives_of_digits(compare, tmp_path):
     ]
     for found in rows:
         assert set(compare.tables.COLUMNS) < set(found)
+        assert found.pop("environment")["device"]
         numbers = (x for x in found.values() if not isinstance(x, str))
         assert all(math.isfinite(x) for x in numbers)
     for name in ("compare_digits.png", "compare_digits_samples.png"):
@@ -197,7 +215,8 @@ def test_two_objectives_of_digits(compare, tmp_path):
     again = run("--steps=2")
     assert again.returncode == 0, again.stderr
     assert ": done" not in again.stdout
-    assert json.loads((tmp_path / "found.json").read_text())["rows"] == rows
+    assert len(json.loads((tmp_path / "found.json").read_text())["rows"]) == 4
+    assert "No samples are drawn" in again.stdout
     (tmp_path / "found.json").unlink()
     again = run("--steps=2", "--jobs=0")
     assert (

@@ -35,7 +35,9 @@ def panels(config: ml_collections.ConfigDict) -> list[Panel]:
         Panel("Collapse penalty", "collapse_penalty", ("collapse_penalty",)),
     ]
     if objective.negentropy_components:
-        chosen.append(Panel("Negentropy, at least, nats", "negentropy_bound"))
+        chosen.append(
+            Panel("Aggregate KL beyond the moments, nats", "negentropy_bound")
+        )
     if objective.kl == "siwae":
         chosen.append(Panel("Importance-weighted bound", "siwae"))
     if config.adversarial.loss != "none":

@@ -182,7 +182,7 @@ def weighted_terms(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
             )
         if objective.negentropy_components:
             kl += (
-                ", and a lower bound on its negentropy by a mixture of "
+                ", and what lies beyond them, by a mixture of "
                 f"{objective.negentropy_components} Gaussians"
             )
         terms = [
