@@ -11,7 +11,8 @@
 #SBATCH --signal=B:TERM@120
 set -uo pipefail
 stopped=
-trap 'stopped=yes; kill -TERM "$run"' TERM
+# $! and not $run, which is not set yet where the signal comes as soon as the run is started
+trap 'stopped=yes; kill -TERM "$!"' TERM
 # Ends all processes as soon as one has failed; they would end by themselves within a minute.
 srun --kill-on-bad-exit=1 python -m gamix_jax.main --distributed "$@" &
 run=$!

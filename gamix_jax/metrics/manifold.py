@@ -73,7 +73,9 @@ def manifold(real: np.ndarray, fake: np.ndarray) -> Manifold:
 def _squared_radii(features: np.ndarray, neighbours: list[int]) -> np.ndarray:
     """Squared distances from each image to its k-th nearest other one, for each k: [N, F] to [k, N]."""
     radii = np.empty((len(neighbours), len(features)))
-    for rows, distances in _squared_distances(features, features):
+    # Of one array and itself NumPy's product rounds in another way than of two, and an image
+    # at the edge of a ball, such as a copy, would be inside or not by that.
+    for rows, distances in _squared_distances(features, features.copy()):
         # The nearest of all, at place 0, is the image itself.
         distances.partition(neighbours, axis=1)
         radii[:, rows] = distances[:, neighbours].T
