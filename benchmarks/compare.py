@@ -215,7 +215,7 @@ def main() -> None:
     known = tables.read_known(args.json)
     digest, images = (
         make_features(config, args.labelled, features),
-        tables.digest_images(images),
+        tables.digest_images(args.images),
     )
     runs = [
         Run(objective, float(weight), seed)
