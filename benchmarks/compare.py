@@ -97,7 +97,7 @@ def make_features(
 
 
 def is_done(workdir: Path, config: ml_collections.ConfigDict, digest: str) -> bool:
-    """Whether it was evaluated at its last step, there; refuses a folder of other settings, and distances by another classifier."""
+    """Whether it was evaluated at its last step; refuses a folder of other settings, and distances by another classifier."""
     path = workdir / "evaluation.json"
     if not path.exists():
         return False
@@ -213,10 +213,8 @@ def main() -> None:
         train_and_evaluate(run_config(config, run), folder / run.name, features)
         return
     known = tables.read_known(args.json)
-    digest, images = (
-        make_features(config, args.labelled, features),
-        tables.digest_images(args.images),
-    )
+    digest = make_features(config, args.labelled, features)
+    images = tables.digest_images(args.images)
     runs = [
         Run(objective, float(weight), seed)
         for seed in range(args.seeds)

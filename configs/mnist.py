@@ -11,7 +11,8 @@ The aggregate's full covariance, remembered over steps, at a KL weight of 25: of
 networks without adversarial term (docs/results.md, 3 seeds) 0.91 of the squared error of
 the best beta-VAE and 0.92 +- 0.05 of its Frechet distance, labels found as well. With
 --config.objective.negentropy_components=64 0.96 +- 0.03 and 0.72 +- 0.09, and 87 % of the
-labels found instead of 90 %. Not measured with this network and its adversarial term.
+labels found instead of 90 %. The settings were chosen on one of the three seeds; the other
+two alone give 0.94 and 0.81. Not measured with this network and its adversarial term.
 """
 
 from gamix_jax.config import default_config

@@ -249,7 +249,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _present(state: TrainState) -> dict[str, Any]:
-    """The fields that a configuration has, so that one which has a part no more than before is saved as before."""
+    """The fields that a configuration has: without a new part it is saved as before there was one."""
     return {name: value for name, value in vars(state).items() if value is not None}
 
 

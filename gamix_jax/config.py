@@ -86,7 +86,7 @@ def default_config() -> ml_collections.ConfigDict:
     model.latent_size = 16  # D
     model.components = 1  # K, Gaussians in each image's posterior
     model.weights = "learned"  # learned | uniform (fixed at 1/K), of the components
-    # normal (N(0, I)) | mixture (C Gaussians) | vamp (posteriors of C pseudo-inputs)
+    # normal (N(0, I)) | mixture (C Gaussians) | vamp (of C pseudo-inputs, encoded every step)
     model.prior = "normal"
     model.prior_components = 100  # C, of a learned prior
     # Channels of each stage; each halves height and width
@@ -115,11 +115,11 @@ def default_config() -> ml_collections.ConfigDict:
     objective.kl_weight = 1.0
     objective.kl_warmup = 0  # steps in which kl_weight rises from 0, for learned priors
     objective.samples = 1  # T, draws from each component; the decoder runs T K times
-    # 0 decodes all T K draws of an image at once; n: n at a time, again for the gradient
+    # 0 decodes all T K draws at once; n: n at a time, twice: less memory, more time
     objective.component_chunk = 0
     # Aggregate only: total (a lower bound on KL(q(z) || p)) | between (author's code)
     objective.variance = "total"
-    # Aggregate only: diagonal | full (sees correlations; wants more images than D)
+    # Aggregate only: diagonal | full (correlations too; wants more images than D, or memory)
     objective.covariance = "diagonal"
     # Aggregate only: of the moments' memory, of N (1 + decay) / (1 - decay) images
     objective.moment_decay = 0.0
