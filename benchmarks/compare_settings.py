@@ -61,7 +61,11 @@ FULL = {"objective.covariance": "full"}
 # Moments of 64 images are biased, the more the more dimensions.
 REMEMBERED = AGGREGATE | FULL | STRONG | {"objective.moment_decay": 0.9}
 NEGENTROPY = {"objective.negentropy_components": 64}
-HINGE = {"adversarial.loss": "hinge", "adversarial.weight": 5.0}
+HINGE = {
+    "adversarial.loss": "hinge",
+    "adversarial.weight": 50.0,
+    "optimizer.discriminator_learning_rate": 5e-4,
+}
 BASELINE = "beta-VAE"
 OBJECTIVES = {
     BASELINE: ELBO,

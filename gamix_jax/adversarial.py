@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from gamix_jax import losses
+from gamix_jax.mixture import GaussianMixture, standard_normal
+from gamix_jax.models import Autoencoder, PatchDiscriminator
+from gamix_jax.state import TrainState
 
 
 def play_adversaries(
@@ -22,7 +25,7 @@ def play_adversaries(
       discriminate: (params, fake) -> ((real logits, fake logits), new batch
         statistics).
       params: of the discriminator.
-      fake: [B, H, W, C].
+      fake: [n, H, W, C].
 
     Returns:
       The gradient of the discriminator's loss with respect to `params`, the new batch
@@ -49,3 +52,49 @@ def play_adversaries(
         "fake_logit_mean": jnp.mean(fake_logits),
     }
     return params_gradient, batch_stats, fake_gradient, metrics
+
+
+def discriminate(
+    discriminator: PatchDiscriminator, state: TrainState, images: jax.Array
+) -> Callable:
+    """What `play_adversaries` calls: real images and fakes, in one batch, to the logits of each."""
+
+    def discriminate(params: Any, fake: jax.Array) -> tuple[tuple, Any]:
+        variables = {"params": params, "batch_stats": state.discriminator_batch_stats}
+        logits, updates = discriminator.apply(
+            variables,
+            jnp.concatenate([images, fake]),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        real, fake = jnp.split(logits, [len(images)])
+        return (real, fake), updates.get("batch_stats", {})
+
+    return discriminate
+
+
+def decode_prior_samples(
+    autoencoder: Autoencoder,
+    variables: dict[str, Any],
+    prior: GaussianMixture | None,
+    keys: jax.Array,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Fakes that no image lends its codes (Larsen et al. 2016, "Autoencoding beyond pixels using a learned similarity metric").
+
+    Args:
+      autoencoder: whose decoder is used, in training mode.
+      variables: its parameters and batch statistics.
+      prior: p(z) without leading axes; None is N(0, I). It gets no gradient: the
+        likelihood alone trains it.
+      keys: [n].
+
+    Returns:
+      [n, H, W, C], and the variables that changed: batch statistics, where there are any.
+    """
+    if prior is None:
+        prior = standard_normal(autoencoder.latent_size)
+    z = jax.vmap(lambda key: prior.sample(jax.random.fold_in(key, 1)))(keys)
+    z = jax.lax.stop_gradient(z)
+    return autoencoder.apply(
+        variables, z, train=True, method="decode", mutable=["batch_stats"]
+    )

@@ -133,8 +133,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.adversarial = adversarial = ml_collections.ConfigDict()
     adversarial.loss = "hinge"  # hinge | bce | none
     adversarial.weight = 100.0  # of the term in the autoencoder's loss
-    # Step from which it counts; the discriminator trains from step 0
-    adversarial.start = 0
+    adversarial.start = 0  # step from which it counts; the discriminator trains before
+    adversarial.prior_samples = False  # are judged too, as many as reconstructions
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.generator_learning_rate = 1e-4  # Adam, autoencoder

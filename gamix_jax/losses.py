@@ -258,12 +258,12 @@ def hinge_discriminator_loss(
 
     Args:
       real_logits: [B, ...] patch logits of data.
-      fake_logits: [B, ...] patch logits of reconstructions.
+      fake_logits: [n, ...] patch logits of reconstructions and samples.
 
     Returns:
       Scalar, >= 0.
     """
-    chex.assert_equal_shape([real_logits, fake_logits])
+    chex.assert_equal_shape_suffix([real_logits, fake_logits], real_logits.ndim - 1)
     return jnp.mean(jax.nn.relu(1.0 - at_least_float32(real_logits))) + jnp.mean(
         jax.nn.relu(1.0 + at_least_float32(fake_logits))
     )
@@ -279,12 +279,12 @@ def bce_discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> ja
 
     Args:
       real_logits: [B, ...] patch logits of data.
-      fake_logits: [B, ...] patch logits of reconstructions.
+      fake_logits: [n, ...] patch logits of reconstructions and samples.
 
     Returns:
       Scalar, nats, >= 0.
     """
-    chex.assert_equal_shape([real_logits, fake_logits])
+    chex.assert_equal_shape_suffix([real_logits, fake_logits], real_logits.ndim - 1)
     return jnp.mean(jax.nn.softplus(-at_least_float32(real_logits))) + jnp.mean(
         jax.nn.softplus(at_least_float32(fake_logits))
     )

@@ -9,7 +9,11 @@ import ml_collections
 import optax
 
 from gamix_jax import losses
-from gamix_jax.adversarial import play_adversaries
+from gamix_jax.adversarial import (
+    decode_prior_samples,
+    discriminate,
+    play_adversaries,
+)
 from gamix_jax.mixture import GaussianMixture
 from gamix_jax.models import draw_for_each
 from gamix_jax.objective import Metrics, autoencoder_objective
@@ -25,7 +29,8 @@ class Steps(NamedTuple):
       train_step: (state, images) -> (state, metrics), metrics float32 scalars of the
         global batch. Where one is not finite, the state stays as it was but for `step`
         and `skipped`. The discriminator judges one component an image, drawn by its
-        weight, so the adversarial term has no gradient into the mixture's logits.
+        weight, so the adversarial term has no gradient into the mixture's logits. Draws
+        of the prior, where it judges them too, move the decoder alone.
       eval_step: (state, {"image": images, "index": int32 [n]}) -> sums over the global
         batch, its posteriors and its indices, for `validate`. The index is the image's
         place in its split and seeds its noise; -1 marks padding, which counts for
@@ -85,7 +90,7 @@ def make_train_step(
             gradient, discriminator_batch_stats, fake_gradient, played = (
                 play_adversaries(
                     config.adversarial.loss,
-                    _discriminate(discriminator, state, images),
+                    discriminate(discriminator, state, images),
                     state.discriminator_params,
                     fake,
                 )
@@ -174,25 +179,14 @@ def _autoencode(
         fake = jax.vmap(lambda images, k: images[k])(
             coding.reconstruction[0], component
         )
+        if config.adversarial.loss != "none" and config.adversarial.prior_samples:
+            samples, updates = decode_prior_samples(
+                autoencoder, variables | updates, coding.prior, keys[:, 1]
+            )
+            fake = jnp.concatenate([fake, samples])
         return (coding, fake), updates.get("batch_stats", {})
 
     return autoencode
-
-
-def _discriminate(discriminator, state: TrainState, images: jax.Array):
-    """(Parameters, fake) to (real logits, fake logits) and new batch statistics."""
-
-    def discriminate(params: Any, fake: jax.Array) -> tuple[tuple, Any]:
-        variables = {"params": params, "batch_stats": state.discriminator_batch_stats}
-        logits, updates = discriminator.apply(
-            variables,
-            jnp.concatenate([images, fake]),
-            train=True,
-            mutable=["batch_stats"],
-        )
-        return tuple(jnp.split(logits, 2)), updates.get("batch_stats", {})
-
-    return discriminate
 
 
 def _descend(

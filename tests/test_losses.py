@@ -377,9 +377,9 @@ def test_wrong_shapes_are_named():
         losses.mixture_elbo(np.zeros((N, K)), q, np.zeros((1, N, K, D)))
     with pytest.raises(AssertionError, match="rank"):  # a prior for each image
         losses.mixture_elbo(np.zeros((1, N, K)), q, np.zeros((1, N, K, D)), q)
-    with pytest.raises(AssertionError, match=r"\(16, 2, 2, 1\).*\(16, 4, 4, 1\)"):
+    with pytest.raises(AssertionError, match=r"\(2, 2, 1\), \(4, 4, 1\)"):
         losses.hinge_discriminator_loss(np.zeros((N, 2, 2, 1)), np.zeros((N, 4, 4, 1)))
-    with pytest.raises(AssertionError, match=r"\(16, 2, 2, 1\).*\(16, 4, 4, 1\)"):
+    with pytest.raises(AssertionError, match=r"\(2, 2, 1\), \(4, 4, 1\)"):
         losses.bce_discriminator_loss(np.zeros((N, 2, 2, 1)), np.zeros((N, 4, 4, 1)))
     with pytest.raises(
         AssertionError, match=r"\(16, 3\).*\(16, 2\)|\(16, 2\).*\(16, 3\)"

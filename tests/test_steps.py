@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gamix_jax import losses
@@ -91,9 +92,13 @@ def gradients(state, player):
             "model__encoder_blocks": 1,
             "model__decoder_blocks": 1,
         },
-        {"objective__kl": "elbo", "adversarial__loss": "bce"},
+        {
+            "objective__kl": "elbo",
+            "adversarial__loss": "bce",
+            "adversarial__prior_samples": True,
+        },
     ],
-    ids=["aggregate-hinge-batch", "elbo-bce-group"],
+    ids=["aggregate-hinge-batch", "elbo-bce-group-samples"],
 )
 def test_one_and_eight_devices_take_the_same_step(overrides):
     config = tiny_config(**overrides)
@@ -134,10 +139,14 @@ def assert_same_adam_steps(one, other, player, steps):
     assert sharp > 0.8 * sum(a.size for a in params[0])  # 1% of two steps of 1e-4
 
 
-@pytest.mark.parametrize("loss", ["hinge", "bce"])
-def test_gradients_are_those_of_the_objective_written_plainly(loss):
+@pytest.mark.parametrize(
+    ("loss", "prior_samples"), [("hinge", False), ("bce", False), ("hinge", True)]
+)
+def test_gradients_are_those_of_the_objective_written_plainly(loss, prior_samples):
     """Without mapping, vjp or shared forward: two losses, two calls of jax.grad. An adversarial term without gradient shows."""
-    config = tiny_config(adversarial__loss=loss)
+    config = tiny_config(
+        adversarial__loss=loss, adversarial__prior_samples=prior_samples
+    )
     state, metrics = run(config)
     first = create_state(config)
     autoencoder, discriminator = make_models(config)
@@ -157,11 +166,15 @@ def test_gradients_are_those_of_the_objective_written_plainly(loss):
                 for i in range(BATCH)
             ]
         )
-        return (
-            posterior,
-            reconstruction,
-            jnp.stack([reconstruction[0, i, component[i]] for i in range(BATCH)]),
-        )
+        fake = [reconstruction[0, i, component[i]] for i in range(BATCH)]
+        if prior_samples:
+            z = [
+                standard_normal(4).sample(jax.random.fold_in(k, 1)) for k in keys[:, 1]
+            ]
+            fake += list(
+                autoencoder.apply({"params": params}, jnp.stack(z), method="decode")
+            )
+        return posterior, reconstruction, jnp.stack(fake)
 
     def generator_loss(params):
         posterior, reconstruction, fake = fakes(params)
@@ -212,6 +225,55 @@ def test_gradients_are_those_of_the_objective_written_plainly(loss):
             )
         )
         np.testing.assert_allclose(metrics[f"{player}_gradient_norm"], norm, rtol=1e-4)
+
+
+def test_prior_samples_leave_a_learned_prior_alone():
+    """The adversarial term moves the decoder through them, and not the prior; both sets of statistics are the decoder's."""
+    changes = {
+        "objective__kl": "elbo",
+        "model__prior": "mixture",
+        "model__prior_components": 3,
+        "model__norm": "batch",
+        "adversarial__prior_samples": True,
+    }
+    config = tiny_config(**changes)
+    without, _ = run(tiny_config(**changes, adversarial__weight=0.0))
+    state, _ = run(config)
+    with_term, without_term = (gradients(s, "generator") for s in (state, without))
+    chex.assert_trees_all_close(
+        with_term["mixture_prior"], without_term["mixture_prior"], rtol=1e-5, atol=1e-7
+    )
+    norms = [optax.tree.norm(g["decoder"]) for g in (with_term, without_term)]
+    assert abs(norms[0] - norms[1]) > 1e-3 * norms[1]
+
+    first = create_state(config)
+    keys = jax.vmap(
+        lambda i: jax.random.split(
+            jax.random.fold_in(jax.random.fold_in(first.key, 0), i)
+        )
+    )(jnp.arange(BATCH))
+    autoencoder, _ = make_models(config)
+    variables = {
+        "params": first.generator_params,
+        "batch_stats": first.generator_batch_stats,
+    }
+
+    @functools.partial(jax.vmap, axis_name=AXIS)
+    def statistics(x, keys):
+        train = {"train": True, "mutable": ["batch_stats"]}
+        coding, updates = autoencoder.apply(variables, x, keys[:, 0], **train)
+        z = jax.vmap(lambda k: coding.prior.sample(jax.random.fold_in(k, 1)))(
+            keys[:, 1]
+        )
+        both = variables | updates
+        return autoencoder.apply(both, z, method="decode", **train)[1]["batch_stats"]
+
+    expected = jax.tree.map(
+        lambda x: x[0], statistics(scale_images(images())[None], keys[None])
+    )
+    chex.assert_trees_all_close(
+        state.generator_batch_stats, expected, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.slow
