@@ -61,11 +61,10 @@ FULL = {"objective.covariance": "full"}
 # Moments of 64 images are biased, the more the more dimensions.
 REMEMBERED = AGGREGATE | FULL | STRONG | {"objective.moment_decay": 0.9}
 NEGENTROPY = {"objective.negentropy_components": 64}
-HINGE = {
-    "adversarial.loss": "hinge",
-    "adversarial.weight": 50.0,
-    "optimizer.discriminator_learning_rate": 5e-4,
-}
+# Its weight is that of the reconstruction by ADVERSARIAL, the author's 100 beside 5,000.
+HINGE = {"adversarial.loss": "hinge", "optimizer.discriminator_learning_rate": 5e-4}
+ADVERSARIAL = 1 / 50
+SAMPLES = {"adversarial.prior_samples": True}
 BASELINE = "beta-VAE"
 OBJECTIVES = {
     BASELINE: ELBO,
@@ -81,6 +80,10 @@ OBJECTIVES = {
     "beta-VAE, PatchGAN": ELBO | HINGE,
     "full, KL 25, memory, PatchGAN": REMEMBERED | HINGE,
     "full, KL 25, negentropy, memory, PatchGAN": REMEMBERED | NEGENTROPY | HINGE,
+    "full, KL 25, negentropy, memory, PatchGAN of samples": REMEMBERED
+    | NEGENTROPY
+    | HINGE
+    | SAMPLES,
 }
 
 
@@ -117,4 +120,6 @@ def run_config(base: ml_collections.ConfigDict, run: Run) -> ml_collections.Conf
     config.update_from_flattened_dict(
         OBJECTIVES[run.objective] | {"objective.reconstruction_weight": run.weight}
     )
+    if config.adversarial.loss != "none":
+        config.adversarial.weight = ADVERSARIAL * run.weight
     return config
