@@ -61,7 +61,7 @@ FULL = {"objective.covariance": "full"}
 # Moments of 64 images are biased, the more the more dimensions.
 REMEMBERED = AGGREGATE | FULL | STRONG | {"objective.moment_decay": 0.9}
 NEGENTROPY = {"objective.negentropy_components": 64}
-# Its weight is that of the reconstruction by ADVERSARIAL, the author's 100 beside 5,000.
+# Its weight is ADVERSARIAL times that of the reconstruction: the author's 100 beside 5,000.
 HINGE = {"adversarial.loss": "hinge", "optimizer.discriminator_learning_rate": 5e-4}
 ADVERSARIAL = 1 / 50
 SAMPLES = {"adversarial.prior_samples": True}
@@ -78,6 +78,7 @@ OBJECTIVES = {
     "ELBO of K = 4": ELBO | {"model.components": 4},
     "VampPrior": ELBO | {"model.prior": "vamp", "objective.kl_warmup": 300},
     "beta-VAE, PatchGAN": ELBO | HINGE,
+    "beta-VAE, PatchGAN of samples": ELBO | HINGE | SAMPLES,
     "full, KL 25, memory, PatchGAN": REMEMBERED | HINGE,
     "full, KL 25, negentropy, memory, PatchGAN": REMEMBERED | NEGENTROPY | HINGE,
     "full, KL 25, negentropy, memory, PatchGAN of samples": REMEMBERED

@@ -28,9 +28,11 @@ SUPPORTED = {
     "objective.variance": "total",
     "objective.covariance": "diagonal",
     "objective.moment_decay": 0.0,
+    "objective.negentropy_components": 0,
     "objective.component_entropy_weight": 0.0,
     "adversarial.loss": "hinge",
     "adversarial.start": 0,
+    "adversarial.prior_samples": False,
 }
 
 Metrics = dict[str, torch.Tensor]

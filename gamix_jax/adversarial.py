@@ -54,10 +54,10 @@ def play_adversaries(
     return params_gradient, batch_stats, fake_gradient, metrics
 
 
-def discriminate(
+def make_discriminate(
     discriminator: PatchDiscriminator, state: TrainState, images: jax.Array
 ) -> Callable:
-    """What `play_adversaries` calls: real images and fakes, in one batch, to the logits of each."""
+    """What `play_adversaries` calls: the logits of real images and of fakes, judged in one batch."""
 
     def discriminate(params: Any, fake: jax.Array) -> tuple[tuple, Any]:
         variables = {"params": params, "batch_stats": state.discriminator_batch_stats}
@@ -67,34 +67,31 @@ def discriminate(
             train=True,
             mutable=["batch_stats"],
         )
-        real, fake = jnp.split(logits, [len(images)])
-        return (real, fake), updates.get("batch_stats", {})
+        both = tuple(jnp.split(logits, [len(images)]))
+        return both, updates.get("batch_stats", {})
 
     return discriminate
 
 
 def decode_prior_samples(
     autoencoder: Autoencoder,
-    variables: dict[str, Any],
+    params: Any,
     prior: GaussianMixture | None,
     keys: jax.Array,
-) -> tuple[jax.Array, dict[str, Any]]:
-    """Fakes that no image lends its codes (Larsen et al. 2016, "Autoencoding beyond pixels using a learned similarity metric").
+) -> jax.Array:
+    """Fakes whose codes are of no image (Larsen et al. 2016, "Autoencoding beyond pixels using a learned similarity metric").
 
     Args:
-      autoencoder: whose decoder is used, in training mode.
-      variables: its parameters and batch statistics.
-      prior: p(z) without leading axes; None is N(0, I). It gets no gradient: the
-        likelihood alone trains it.
+      autoencoder: whose decoder is used; not with batch normalisation.
+      params: its parameters.
+      prior: p(z) without leading axes; None is N(0, I). The adversarial term does not
+        train it.
       keys: [n].
 
     Returns:
-      [n, H, W, C], and the variables that changed: batch statistics, where there are any.
+      [n, H, W, C].
     """
     if prior is None:
         prior = standard_normal(autoencoder.latent_size)
-    z = jax.vmap(lambda key: prior.sample(jax.random.fold_in(key, 1)))(keys)
-    z = jax.lax.stop_gradient(z)
-    return autoencoder.apply(
-        variables, z, train=True, method="decode", mutable=["batch_stats"]
-    )
+    z = jax.lax.stop_gradient(jax.vmap(prior.sample)(keys))
+    return autoencoder.apply({"params": params}, z, train=True, method="decode")

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gamix_jax.config import check_config
+from gamix_jax.config_check import check_config
 from gamix_jax.errors import raise_if_memory_is_full
 from gamix_jax.parallel import compile_mapped, pmapped
 from gamix_jax.state import create_state

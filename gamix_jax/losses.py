@@ -263,14 +263,14 @@ def hinge_discriminator_loss(
     Returns:
       Scalar, >= 0.
     """
-    chex.assert_equal_shape_suffix([real_logits, fake_logits], real_logits.ndim - 1)
+    chex.assert_equal_shape([real_logits[0], fake_logits[0]])
     return jnp.mean(jax.nn.relu(1.0 - at_least_float32(real_logits))) + jnp.mean(
         jax.nn.relu(1.0 + at_least_float32(fake_logits))
     )
 
 
 def hinge_generator_loss(fake_logits: jax.Array) -> jax.Array:
-    """-mean D(x^): scalar, of patch logits [B, ...] (Lim and Ye 2017)."""
+    """-mean D(x^): scalar, of patch logits [n, ...] (Lim and Ye 2017)."""
     return -jnp.mean(at_least_float32(fake_logits))
 
 
@@ -284,12 +284,12 @@ def bce_discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> ja
     Returns:
       Scalar, nats, >= 0.
     """
-    chex.assert_equal_shape_suffix([real_logits, fake_logits], real_logits.ndim - 1)
+    chex.assert_equal_shape([real_logits[0], fake_logits[0]])
     return jnp.mean(jax.nn.softplus(-at_least_float32(real_logits))) + jnp.mean(
         jax.nn.softplus(at_least_float32(fake_logits))
     )
 
 
 def bce_generator_loss(fake_logits: jax.Array) -> jax.Array:
-    """-mean log s(D(x^)): scalar, nats, of patch logits [B, ...] (the non-saturating loss, Goodfellow et al. 2014)."""
+    """-mean log s(D(x^)): scalar, nats, of patch logits [n, ...] (the non-saturating loss, Goodfellow et al. 2014)."""
     return jnp.mean(jax.nn.softplus(-at_least_float32(fake_logits)))

@@ -11,7 +11,7 @@ import optax
 from gamix_jax import losses
 from gamix_jax.adversarial import (
     decode_prior_samples,
-    discriminate,
+    make_discriminate,
     play_adversaries,
 )
 from gamix_jax.mixture import GaussianMixture
@@ -90,7 +90,7 @@ def make_train_step(
             gradient, discriminator_batch_stats, fake_gradient, played = (
                 play_adversaries(
                     config.adversarial.loss,
-                    discriminate(discriminator, state, images),
+                    make_discriminate(discriminator, state, images),
                     state.discriminator_params,
                     fake,
                 )
@@ -172,16 +172,16 @@ def _autoencode(
             mutable=["batch_stats"],
         )
         # The discriminator judges one component an image, drawn by its weight: as
-        # many fakes as reals. Of several draws it judges the first.
+        # many reconstructions as reals. Of several draws it judges the first.
         component = jax.vmap(jax.random.categorical)(
             keys[:, 1], coding.posterior.log_weights
         )
         fake = jax.vmap(lambda images, k: images[k])(
             coding.reconstruction[0], component
         )
-        if config.adversarial.loss != "none" and config.adversarial.prior_samples:
-            samples, updates = decode_prior_samples(
-                autoencoder, variables | updates, coding.prior, keys[:, 1]
+        if config.adversarial.prior_samples:
+            samples = decode_prior_samples(
+                autoencoder, params, coding.prior, keys[:, 2]
             )
             fake = jnp.concatenate([fake, samples])
         return (coding, fake), updates.get("batch_stats", {})
@@ -205,9 +205,9 @@ def _descend(
 
 
 def _image_keys(key: jax.Array, count: int) -> jax.Array:
-    """Two keys for each image of the replica, [count, 2], by its place in the global batch however that is split."""
+    """Three keys for each image of the replica, [count, 3], by its place in the global batch however that is split."""
     index = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
-    return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
+    return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(index)
 
 
 def make_eval_step(

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from gamix_jax import data
 from gamix_jax.checkpoint import Checkpoints, check_room
-from gamix_jax.config import check_config, flatten
+from gamix_jax.config import default_config, flatten
+from gamix_jax.config_check import check_config
 from gamix_jax.errors import NO_ROOM, InputError, make_folder, raise_if_memory_is_full
 from gamix_jax.lock import locked, read_holder
 from gamix_jax.logs import MetricLog, holds_evaluation
@@ -109,9 +110,9 @@ def _train(
         def restore() -> tuple[tuple, dict[str, Any]]:
             check_steps(profile, checkpoints.latest_step(), config.train.steps)
             saved = checkpoints.read_position()
-            changes = check_continued(
-                saved.get("begun_with", {}), begun_with, accept_changes
-            )
+            # Keys that are newer than the run had the effect of their defaults.
+            before = flatten(default_config()) | saved["begun_with"]
+            changes = check_continued(before, begun_with, accept_changes)
             # Its shapes suffice, so that it is not compiled.
             like = jax.eval_shape(lambda: create_state(config))
             found = checkpoints.restore(like), saved, changes

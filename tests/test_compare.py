@@ -91,7 +91,7 @@ def test_samples_are_shown_at_the_error_of_the_baselines_middle(tables):
 
 def test_every_objective_is_a_configuration_that_could_train(compare):
     """Of all images; and no two runs have one folder."""
-    from gamix_jax.config import check_config
+    from gamix_jax.config_check import check_config
 
     for data, (_, _, weights) in compare.DATA.items():
         base = compare.base_config(data, "somewhere", steps=100)
@@ -102,7 +102,12 @@ def test_every_objective_is_a_configuration_that_could_train(compare):
         ]
         assert len({run.name for run in runs}) == len(runs)
         for run in runs:
-            check_config(compare.run_config(base, run), 1)
+            config = compare.run_config(base, run)
+            check_config(config, 1)
+            # The author's weights: 100 of the adversarial term, 5,000 of the error.
+            ratio = {True: 100 / 5000, False: base.adversarial.weight / run.weight}
+            found = config.adversarial.weight / config.objective.reconstruction_weight
+            assert found == pytest.approx(ratio["PatchGAN" in run.objective])
 
 
 def test_mnist_is_padded_not_resized(compare, tmp_path):

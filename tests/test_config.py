@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gamix_jax.config import check_config, default_config
+from gamix_jax.config import default_config
+from gamix_jax.config_check import check_config
 from gamix_jax.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -145,6 +146,16 @@ def test_bad_values_are_refused_with_what_they_may_be(key, value, sentence):
 @pytest.mark.parametrize(
     ("fields", "key", "sentence"),
     [
+        (
+            {"adversarial.prior_samples": True, "adversarial.loss": "none"},
+            "adversarial.loss",
+            "no discriminator",
+        ),
+        (
+            {"adversarial.prior_samples": True, "model.norm": "batch"},
+            "model.norm",
+            "its own statistics",
+        ),
         (
             {"objective.kl": "elbo", "objective.moment_decay": 0.9},
             "objective.moment_decay",

@@ -17,7 +17,8 @@ from test_data import data_config
 from test_main import ROOT
 
 from gamix_jax import flags as gamix_flags
-from gamix_jax.config import check_config, flatten
+from gamix_jax.config import flatten
+from gamix_jax.config_check import check_config
 from gamix_jax.data import open_images
 from gamix_jax.errors import InputError
 from gamix_jax.state import create_state

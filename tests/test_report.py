@@ -351,6 +351,17 @@ def test_the_objective_in_words_has_its_weights():
     assert "rising over the first 1,000 steps" in terms[0][1]
 
 
+def test_what_the_discriminator_judges_is_in_words():
+    config = tiny_config(adversarial__prior_samples=True, adversarial__start=10)
+    weight, words = weighted_terms(config)[-1]
+    assert (weight, words) == (
+        "0.5",
+        "adversarial term of a PatchGAN discriminator (hinge), of reconstructions and samples "
+        "of the prior, from step 10",
+    )
+    assert "samples" not in str(weighted_terms(tiny_config()))
+
+
 def test_the_negentropy_is_in_words_and_curves_where_the_objective_has_it():
     config = tiny_config(objective__negentropy_components=8)
     assert any("mixture of 8 Gaussians" in term for _, term in weighted_terms(config))

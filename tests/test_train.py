@@ -138,6 +138,20 @@ def test_another_configuration_is_refused_with_all_that_differs(whole):
     chex.assert_trees_all_equal(_bits(state.step), np.int32(4))
 
 
+def test_a_key_newer_than_the_run_had_the_effect_of_its_default(whole, monkeypatch):
+    read = Checkpoints.read_position
+
+    def older(self):
+        position = read(self)
+        del position["begun_with"]["adversarial.prior_samples"]
+        return position
+
+    monkeypatch.setattr(Checkpoints, "read_position", older)
+    config = small_run(adversarial__prior_samples=True, train__steps=6)
+    with pytest.raises(InputError, match="prior_samples was False and is True"):
+        train(config, whole[0])
+
+
 @pytest.mark.slow
 def test_an_accepted_change_is_said_and_becomes_the_run_s(tmp_path, capsys):
     first = small_run(train__steps=1, adversarial__loss="none")

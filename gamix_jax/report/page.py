@@ -195,10 +195,11 @@ def weighted_terms(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
         (-objective.component_entropy_weight, "entropy of each image's weights"),
     ]
     if adversarial.loss != "none":
-        since = f", from step {adversarial.start:,}" if adversarial.start else ""
-        term = (
-            f"adversarial term of a PatchGAN discriminator ({adversarial.loss}){since}"
-        )
+        term = f"adversarial term of a PatchGAN discriminator ({adversarial.loss})"
+        if adversarial.prior_samples:
+            term += ", of reconstructions and samples of the prior"
+        if adversarial.start:
+            term += f", from step {adversarial.start:,}"
         terms.append((adversarial.weight, term))
     return [(signed(f"{weight:g}"), term) for weight, term in terms if weight]
 
