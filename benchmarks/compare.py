@@ -6,16 +6,19 @@ Each run is a training and an evaluation by gamix_jax, in a process of its own, 
 a time; what is done is skipped, what was stopped goes on. `--images` is an .npz (mnist,
 cifar10; digits need none) or a folder of photos (faces). The Frechet distance is of the
 features of a classifier, `--features`; without it one is trained on the same images, for
-faces on `--labelled`, the .npz of CIFAR-10. All numbers go to `--json`, and what it has of
-the same images, settings and classifier counts as done: so machines can share the work, each
-with the same `--features` (benchmarks/features_*.npz are those of docs/results.md). OUT gets
-the trade-off and samples of all objectives from the same z. K = 4 decodes four times an
+faces on `--labelled`, the .npz of CIFAR-10. All numbers go to `--json`, at the end or when it
+is stopped, and what it has of the same images, settings and classifier counts as done: so
+machines can share the work, each with the same `--features` (benchmarks/features_*.npz are
+those of docs/results.md). OUT gets the trade-off and samples of all objectives from the same
+z. A run of MNIST takes 5 minutes of a core, and there are as many as objectives, weights and
+seeds together. K = 4 decodes four times an
 image, and the VampPrior and PatchGAN have parts of their own: the column "GFLOP" is what a
 training step takes.
 """
 
 import argparse
 import json
+import math
 import os
 import queue
 import signal
@@ -113,10 +116,11 @@ def is_done(workdir: Path, config: ml_collections.ConfigDict, digest: str) -> bo
     return evaluation["step"] == config.train.steps
 
 
-def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
-    """Runs this script for each run, each job on cores of its own, and says which ended otherwise; stopped, it stops them."""
+def run_all(runs: list[Run], folder: Path, jobs: int) -> bool:
+    """Runs this script for each run, each job on cores of its own, and says how each ended; False if it was stopped, and so stopped them."""
     cores = sorted(os.sched_getaffinity(0))
-    slots, children, stopped = queue.SimpleQueue(), set(), []
+    slots, children, stopped, ended = queue.SimpleQueue(), set(), [], []
+    print(f"{len(runs)} to run, {jobs} at a time; each has a log.txt in {folder}.")
     for job in range(jobs):
         slots.put(cores[job::jobs])
 
@@ -138,10 +142,13 @@ def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
             children.remove(child)
         finally:
             slots.put(slot)
-        words = f"not done, see {log.name}" if status else "done"
-        print(f"{run.name}: {words}", flush=True)
+        ended.append(run)
+        words = f"{'stopped' if stopped else 'not done'}, see {log.name}"
+        words = words if status else "done"
+        print(f"{len(ended)} of {len(runs)}, {run.name}: {words}", flush=True)
 
     def stop(number: int, _) -> None:
+        print("Stopping; each run saves the step that it is at.", flush=True)
         stopped.append(number)
         for child in tuple(children):
             child.terminate()
@@ -153,23 +160,38 @@ def run_all(runs: list[Run], folder: Path, jobs: int) -> None:
             future.result()
     for number, handler in before.items():
         signal.signal(number, handler)
-    if stopped:
-        raise SystemExit("Stopped; the same command goes on.")
+    return not stopped
 
 
 def parse() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = list(OBJECTIVES)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="objectives, to be quoted:\n  " + "\n  ".join(names),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", choices=DATA, required=True)
     parser.add_argument("--images", type=Path, help="their file or folder")
     parser.add_argument("--labelled", type=Path, help="faces: the .npz of CIFAR-10")
     parser.add_argument("--runs", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of pictures")
-    names = list(OBJECTIVES)
-    parser.add_argument("--objectives", nargs="+", choices=names, default=names)
-    parser.add_argument("--weights", nargs="+", type=float, help="of the error")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument(
+        "--objectives",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="NAME",
+        help="of those below (all)",
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        type=float,
+        help="of the mean absolute error, images in [-1, 1] (those of the images)",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... (3 of them)")
+    parser.add_argument("--steps", type=int, default=1500, help="of each run (1500)")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
         "--jobs",
@@ -185,6 +207,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", help="one run; used by the script itself")
     parser.add_argument("--cores", help="used by the script itself")
     args = parser.parse_args()
+    if args.weights and not all(0 < weight < math.inf for weight in args.weights):
+        parser.error("--weights must be positive and finite")
+    if min(args.seeds, args.steps) < 1:
+        parser.error("--seeds and --steps must be at least 1")
     if args.data != "digits" and not (args.images and args.images.exists()):
         parser.error("--images is missing or not there; name the images")
     if args.data.startswith("faces") and not (args.labelled or args.features):
@@ -213,13 +239,15 @@ def main() -> None:
         train_and_evaluate(run_config(config, run), folder / run.name, features)
         return
     known = tables.read_known(args.json)
+    if not args.jobs and not features.exists():
+        raise SystemExit(f"No run is done: there is no {features}.")
     digest = make_features(config, args.labelled, features)
     images = tables.digest_images(args.images)
     runs = [
         Run(objective, float(weight), seed)
         for seed in range(args.seeds)
-        for objective in args.objectives
-        for weight in args.weights or DATA[args.data][2]
+        for objective in dict.fromkeys(args.objectives)
+        for weight in sorted({*(args.weights or DATA[args.data][2])})
     ]
 
     def key(run: Run) -> tuple[str, str]:
@@ -229,8 +257,7 @@ def main() -> None:
         return is_done(folder / run.name, run_config(config, run), digest)
 
     todo = [run for run in runs if key(run) not in known and not done_here(run)]
-    if args.jobs:
-        run_all(todo, folder, args.jobs)
+    whole = not args.jobs or run_all(todo, folder, args.jobs)
     gflop = {
         objective: training_gflop_per_image(run_config(config, Run(objective, 1.0, 0)))
         for objective in args.objectives
@@ -259,6 +286,8 @@ def main() -> None:
     else:
         print("No samples are drawn: not all that are nearest in error ran here.")
     missing = [run.name for run in runs if key(run) not in known]
+    if not whole:
+        raise SystemExit("Stopped; the same command goes on.")
     if missing:
         raise SystemExit(f"Not done, so not in the tables: {', '.join(missing)}")
 
@@ -266,5 +295,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")

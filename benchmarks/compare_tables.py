@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import ml_collections
 import numpy as np
 import record
+from matplotlib.ticker import LogLocator, NullLocator
 
 import gamix_jax
 from gamix_jax.config import default_config, flatten
@@ -119,6 +120,9 @@ def read_known(path: Path | None) -> dict[tuple[str, str], Row]:
         return {}
     try:
         rows = json.loads(path.read_text())["rows"]
+        needed = {ERROR, DISTANCE}
+        if any(needed - set(row) for row in rows):
+            raise KeyError(needed)
         return {(row["settings"], row["classifier"]): row for row in rows}
     except (ValueError, KeyError, TypeError):
         raise InputError(
@@ -132,7 +136,7 @@ def report(rows: list[Row], baseline: str, title: str, out: Path) -> None:
         record.show(over_seeds(rows, columns), title)
     for distance, samples in COMPARED.items():
         ratios = at_equal_error(rows, baseline, distance)
-        if ratios:
+        if any(len({*row.values()} - {""}) > 1 for row in ratios):
             words = f"Frechet distance over that of the {baseline}, {samples}"
             record.show(ratios, f"{words}, at its errors")
     draw(rows, title, out / f"compare_{title.split(',')[0]}.png")
@@ -182,7 +186,8 @@ def at_equal_error(
             continue
         cells = {"objective": objective}
         for group in columns.values():
-            title = f"{np.exp(np.mean([np.log(row[ERROR]) for row in group])):.3g}"
+            mean = np.exp(np.mean([np.log(row[ERROR]) for row in group]))
+            title = f"{mean:.3g} (weight {group[0]['weight']:g})"
             ratios = []
             for row in (row for row in group if row["seed"] in of_seeds):
                 errors, distances = np.array(sorted(of_seeds[row["seed"]])).T
@@ -221,7 +226,8 @@ def nearest_in_error(
             (row for row in rows if row["objective"] == objective),
             key=lambda row: abs(np.log(row[ERROR] / wanted)),
         )
-        nearest[f"{objective}, error {row[ERROR]:.3g}"] = objective, row["weight"], seed
+        words = f"weight {row['weight']:g}, seed {seed}, error {row[ERROR]:.3g}"
+        nearest[f"{objective}, {words}"] = objective, row["weight"], seed
     return nearest
 
 
@@ -234,8 +240,8 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
     colors = {}
     for (objective, _), curve in curves.items():
         label = None if objective in colors else objective
-        color = colors.setdefault(objective, f"C{len(colors)}")
-        axes.plot(*zip(*curve, strict=True), "o-", color=color, label=label)
+        color = colors.setdefault(objective, plt.get_cmap("tab20")(len(colors)))
+        axes.plot(*zip(*sorted(curve), strict=True), "o-", color=color, label=label)
     axes.set(
         title=title,
         xscale="log",
@@ -243,6 +249,10 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
         xlabel="mean squared error of reconstructions, images in [-1, 1]",
         ylabel="Frechet distance of samples of the prior",
     )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     axes.legend(frameon=False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -257,7 +267,8 @@ def draw_samples(workdirs: dict[str, Path], path: Path, count: int = 12) -> None
         np.atleast_1d(rows), workdirs.items(), strict=True
     ):
         images = gamix_jax.load(workdir).sample(jax.random.key(0), count)
-        levels = np.concatenate(list(np.asarray(to_levels(images))), axis=1)
+        levels = np.pad(to_levels(images), [(0, 0), (0, 0), (0, 1), (0, 0)])
+        levels = np.concatenate(list(levels), axis=1)
         axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(title, loc="left", fontsize=9)
         axes.axis("off")

@@ -120,13 +120,22 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
         )
     _check_objective(config)
     if config.adversarial.prior_samples:
-        for key, wrong, reason in (
-            ("adversarial.loss", "none", "no discriminator would judge them"),
-            ("model.norm", "batch", "each kind of image would have its own statistics"),
+        for key, wrong, reason, cure in (
+            (
+                "adversarial.loss",
+                "none",
+                "no discriminator judges them",
+                "hinge or bce",
+            ),
+            (
+                *("model.norm", "batch"),
+                *("each kind of image has its own statistics", "group or affine"),
+            ),
         ):
             if values[key] == wrong:
                 raise InputError(
-                    f"config.{key} is {wrong!r}; with config.adversarial.prior_samples {reason}."
+                    f"config.{key} is {wrong!r}, but config.adversarial.prior_samples is set: "
+                    f"{reason}; set config.{key} to {cure}."
                 )
     stages = len(config.model.widths)
     if config.data.size % 2**stages:

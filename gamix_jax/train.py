@@ -111,7 +111,8 @@ def _train(
             check_steps(profile, checkpoints.latest_step(), config.train.steps)
             saved = checkpoints.read_position()
             # Keys that are newer than the run had the effect of their defaults.
-            before = flatten(default_config()) | saved["begun_with"]
+            before = saved.get("begun_with", begun_with)
+            before = flatten(default_config()) | before
             changes = check_continued(before, begun_with, accept_changes)
             # Its shapes suffice, so that it is not compiled.
             like = jax.eval_shape(lambda: create_state(config))

@@ -65,18 +65,19 @@ def test_ratios_are_at_the_errors_of_the_baseline(tables):
     (found,) = tables.at_equal_error(rows, "base")
     # Of 0.5 and 0.6: sqrt(0.3) = 0.548; half of log(1.2) = 0.091 of it is 0.05.
     ratio = "0.548 ± 0.05 (2)"
-    assert found == {"objective": "ours", "0.01": "", "0.02": ratio, "0.04": ratio}
+    assert list(found.values()) == ["ours", "", ratio, ratio]
+    assert list(found)[1] == "0.01 (weight 100)"
     (found,) = tables.at_equal_error(rows[:3] + rows[6:9], "base")
-    assert found["0.02"] == "0.5 (1)"
+    assert found["0.02 (weight 50)"] == "0.5 (1)"
 
 
 def test_a_seed_that_is_not_done_counts_nowhere(tables):
     rows = curve("base", 0, 1.0, [0.01, 0.02]) + curve("base", 1, 1.0, [0.01, 0.02])
     rows += curve("ours", 0, 0.5, [0.01, 0.02]) + curve("ours", 1, 9.0, [0.03])
     (found,) = tables.at_equal_error(rows, "base")
-    assert (found["0.01"], found["0.02"]) == ("0.5 (1)", "0.5 (1)")
+    assert list(found.values())[1:] == ["0.5 (1)", "0.5 (1)"]
     other = curve("other", 2, 9.0, [0.01, 0.02])
-    assert tables.at_equal_error(rows + other, "base")[1]["0.01"] == ""
+    assert [*tables.at_equal_error(rows + other, "base")[1].values()][1:] == ["", ""]
     assert tables.at_equal_error(other, "base") == []
 
 
@@ -84,8 +85,8 @@ def test_samples_are_shown_at_the_error_of_the_baselines_middle(tables):
     rows = curve("base", 0, 1.0, [0.01, 0.02, 0.04])
     rows += curve("ours", 0, 1.0, [0.017, 0.1, 0.5]) + curve("ours", 1, 1.0, [0.02])
     assert tables.nearest_in_error(rows, "base") == {
-        "base, error 0.02": ("base", 50.0, 0),
-        "ours, error 0.017": ("ours", 1 / 0.017, 0),
+        "base, weight 50, seed 0, error 0.02": ("base", 50.0, 0),
+        "ours, weight 58.8235, seed 0, error 0.017": ("ours", 1 / 0.017, 0),
     }
 
 
@@ -155,10 +156,11 @@ def test_what_another_machine_did_is_known_by_its_settings(compare, tmp_path):
     ]
     assert found not in [compare.tables.settings(other, "i") for other in others]
     assert compare.tables.read_known(tmp_path / "none.json") == {}
-    rows = [{"settings": found, "classifier": "c", "weight": 1.0}]
+    rows = [{"settings": found, "classifier": "c"} | row("a", 1.0, 0, 1.0, 2.0)]
     (tmp_path / "found.json").write_text(json.dumps({"rows": rows}))
     assert compare.tables.read_known(tmp_path / "found.json") == {(found, "c"): rows[0]}
-    for damaged in ("{", '{"rows": [{"weight": 1}]}'):
+    lacking = '{"rows": [{"settings": "a", "classifier": "c"}]}'
+    for damaged in ("{", '{"rows": [{"weight": 1}]}', lacking):
         (tmp_path / "found.json").write_text(damaged)
         with pytest.raises(InputError, match="not what this version writes"):
             compare.tables.read_known(tmp_path / "found.json")
@@ -199,7 +201,10 @@ def test_two_objectives_of_digits(compare, tmp_path):
             timeout=400,
         )
 
-    result = run("--steps=2")
+    for wrong in (["--weights", "nan"], ["--weights", "-1"], ["--seeds=0"]):
+        refused = run(*wrong)
+        assert (refused.returncode, wrong[0] in refused.stderr) == (2, True)
+    result = run("--steps=2", "--weights", "100", "200", "100")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(": done") == 4, result.stdout
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]

@@ -149,12 +149,12 @@ def test_bad_values_are_refused_with_what_they_may_be(key, value, sentence):
         (
             {"adversarial.prior_samples": True, "adversarial.loss": "none"},
             "adversarial.loss",
-            "no discriminator",
+            "to hinge or bce",
         ),
         (
             {"adversarial.prior_samples": True, "model.norm": "batch"},
             "model.norm",
-            "its own statistics",
+            "to group or affine",
         ),
         (
             {"objective.kl": "elbo", "objective.moment_decay": 0.9},
