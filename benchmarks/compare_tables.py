@@ -233,7 +233,7 @@ def nearest_in_error(
 
 def draw(rows: list[Row], title: str, path: Path) -> None:
     """The trade-off: a line for each objective and seed, a point for each weight."""
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     curves = defaultdict(list)
     for row in rows:
         curves[row["objective"], row["seed"]].append((row[ERROR], row[DISTANCE]))
@@ -253,7 +253,7 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
         axis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right center")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
