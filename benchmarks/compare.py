@@ -289,7 +289,9 @@ def main() -> None:
     if not whole:
         raise SystemExit("Stopped; the same command goes on.")
     if missing:
-        raise SystemExit(f"Not done, so not in the tables: {', '.join(missing)}")
+        more = f", and {len(missing) - 8} more" if len(missing) > 8 else ""
+        named = ", ".join(missing[:8]) + more
+        raise SystemExit(f"Not done, so not in the tables: {named}")
 
 
 if __name__ == "__main__":
