@@ -26,7 +26,7 @@ NETWORK = {
 # of errors. A weight w is a Laplace likelihood of scale H W C / w, images in [-1, 1].
 DATA = {
     "digits": ("digits", {"data.size": 8, "model.widths": (16, 32)}, (100, 200)),
-    "mnist": ("mnist", {"data.source": "array"}, (600, 1200, 2400, 4800)),
+    "mnist": ("mnist", {"data.source": "array"}, (600, 1200, 2400, 4800, 9600)),
     "cifar10": (
         "cifar10",
         {"data.source": "array", "model.latent_size": 32},
