@@ -11,9 +11,8 @@ is stopped, and what it has of the same images, settings and classifier counts a
 machines can share the work, each with the same `--features` (benchmarks/features_*.npz are
 those of docs/results.md). OUT gets the trade-off and samples of all objectives from the same
 z. A run of MNIST takes 5 minutes of a core, and there are as many as objectives, weights and
-seeds together. K = 4 decodes four times an
-image, and the VampPrior and PatchGAN have parts of their own: the column "GFLOP" is what a
-training step takes.
+seeds together. K = 4 decodes four times an image, and the VampPrior and PatchGAN have parts
+of their own: the column "GFLOP" is what a training step takes.
 """
 
 import argparse
@@ -143,8 +142,8 @@ def run_all(runs: list[Run], folder: Path, jobs: int) -> bool:
         finally:
             slots.put(slot)
         ended.append(run)
-        words = f"{'stopped' if stopped else 'not done'}, see {log.name}"
-        words = words if status else "done"
+        how = "stopped" if stopped else "not done"
+        words = f"{how}, see {log.name}" if status else "done"
         print(f"{len(ended)} of {len(runs)}, {run.name}: {words}", flush=True)
 
     def stop(number: int, _) -> None:
