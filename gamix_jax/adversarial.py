@@ -75,7 +75,7 @@ def make_discriminate(
 
 def decode_prior_samples(
     autoencoder: Autoencoder,
-    params: Any,
+    variables: Any,
     prior: GaussianMixture | None,
     keys: jax.Array,
 ) -> jax.Array:
@@ -83,7 +83,7 @@ def decode_prior_samples(
 
     Args:
       autoencoder: whose decoder is used; not with batch normalisation.
-      params: its parameters.
+      variables: its parameters and the statistics of its normalisation.
       prior: p(z) without leading axes; None is N(0, I). The adversarial term does not
         train it.
       keys: [n].
@@ -94,4 +94,4 @@ def decode_prior_samples(
     if prior is None:
         prior = standard_normal(autoencoder.latent_size)
     z = jax.lax.stop_gradient(jax.vmap(prior.sample)(keys))
-    return autoencoder.apply({"params": params}, z, train=True, method="decode")
+    return autoencoder.apply(variables, z, train=True, method="decode")

@@ -181,7 +181,7 @@ def _autoencode(
         )
         if config.adversarial.prior_samples:
             samples = decode_prior_samples(
-                autoencoder, params, coding.prior, keys[:, 2]
+                autoencoder, variables, coding.prior, keys[:, 2]
             )
             fake = jnp.concatenate([fake, samples])
         return (coding, fake), updates.get("batch_stats", {})

@@ -227,8 +227,13 @@ def trained(**overrides):
 
 
 @pytest.mark.slow
-def test_chunks_do_not_change_a_step():
-    fields = {"objective__kl": "siwae", "objective__samples": 2}
+@pytest.mark.parametrize("norm", ["group", "affine"])
+def test_chunks_do_not_change_a_step(norm):
+    fields = {
+        "objective__kl": "siwae",
+        "objective__samples": 2,
+        "model__norm": norm,
+    }
     config = tiny_config(adversarial__loss="none", **fields)
     chunked = tiny_config(
         adversarial__loss="none", **fields, objective__component_chunk=1

@@ -140,16 +140,30 @@ def assert_same_adam_steps(one, other, player, steps):
 
 
 @pytest.mark.parametrize(
-    ("loss", "prior_samples"), [("hinge", False), ("bce", False), ("hinge", True)]
+    ("loss", "prior_samples", "norm"),
+    [
+        ("hinge", False, "group"),
+        ("bce", False, "group"),
+        ("hinge", True, "group"),
+        ("hinge", True, "affine"),
+    ],
 )
-def test_gradients_are_those_of_the_objective_written_plainly(loss, prior_samples):
+def test_gradients_are_those_of_the_objective_written_plainly(
+    loss, prior_samples, norm
+):
     """Without mapping, vjp or shared forward: two losses, two calls of jax.grad. An adversarial term without gradient shows."""
     config = tiny_config(
-        adversarial__loss=loss, adversarial__prior_samples=prior_samples
+        adversarial__loss=loss,
+        adversarial__prior_samples=prior_samples,
+        model__norm=norm,
     )
     state, metrics = run(config)
     first = create_state(config)
     autoencoder, discriminator = make_models(config)
+
+    def variables(params):
+        return {"params": params, "batch_stats": first.generator_batch_stats}
+
     x = scale_images(images())
     key = jax.random.fold_in(first.key, 0)
     keys = jnp.stack(
@@ -158,7 +172,7 @@ def test_gradients_are_those_of_the_objective_written_plainly(loss, prior_sample
 
     def fakes(params):
         posterior, _, _, reconstruction = autoencoder.apply(
-            {"params": params}, x, keys[:, 0]
+            variables(params), x, keys[:, 0]
         )
         component = jnp.stack(
             [
@@ -170,7 +184,7 @@ def test_gradients_are_those_of_the_objective_written_plainly(loss, prior_sample
         if prior_samples:
             z = [standard_normal(4).sample(key) for key in keys[:, 2]]
             fake += list(
-                autoencoder.apply({"params": params}, jnp.stack(z), method="decode")
+                autoencoder.apply(variables(params), jnp.stack(z), method="decode")
             )
         return posterior, reconstruction, jnp.stack(fake)
 

@@ -247,7 +247,9 @@ class Autoencoder(nn.Module):
             return carry, self.decode(z, train)
 
         scan = nn.scan(
-            decode, variable_broadcast="params", split_rngs={"params": False}
+            decode,
+            variable_broadcast=["params", "batch_stats"],  # which do not change
+            split_rngs={"params": False},
         )
         _, images = scan(self, None, chunks)
         images = images.reshape(draws, components, batch, *images.shape[3:])
