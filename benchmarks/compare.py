@@ -223,7 +223,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    folder = args.runs / args.data
+    of_images = tables.digest_images(args.images)  # which share no folder
+    folder = args.runs / "-".join(filter(None, (args.data, of_images)))
     folder.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     images = padded(args.images, folder) if args.data == "mnist" else args.images
@@ -241,7 +242,6 @@ def main() -> None:
     if not args.jobs and not features.exists():
         raise SystemExit(f"No run is done: there is no {features}.")
     digest = make_features(config, args.labelled, features)
-    images = tables.digest_images(args.images)
     runs = [
         Run(objective, float(weight), seed)
         for seed in range(args.seeds)
@@ -250,7 +250,7 @@ def main() -> None:
     ]
 
     def key(run: Run) -> tuple[str, str]:
-        return tables.settings(run_config(config, run), images), digest
+        return tables.settings(run_config(config, run), of_images), digest
 
     def done_here(run: Run) -> bool:
         return is_done(folder / run.name, run_config(config, run), digest)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from rich.table import Table
 from gamix_jax.data.images import FILTER
 from gamix_jax.errors import InputError, make_folder
 from gamix_jax.feature_sets import MOST_KEPT
+from gamix_jax.files import write_whole
 from gamix_jax.likelihood import ELBO_SAMPLES
 from gamix_jax.logs import write_scalars
 from gamix_jax.measurements import SCORED_IMAGES, Evaluation, Options
+from gamix_jax.run_images import name_of
 from gamix_jax.sampling import FITTED_COMPONENTS
 
 FILE = "evaluation.json"
@@ -57,9 +58,7 @@ def evaluate(workdir: Path, options: Options, console: Console) -> dict[str, Any
             f"Not finite: {', '.join(bad)}; the model has diverged, go back to an earlier one."
         )
     path = workdir / FILE
-    unnamed = path.with_suffix(".new")
-    unnamed.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    os.replace(unnamed, path)
+    write_whole(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
     write_scalars(workdir, result["step"], dict(_scalars("evaluation", result)))
     print_tables(result, console)
     console.print(f"All numbers, and how each was made: {path}", soft_wrap=True)
@@ -99,7 +98,7 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
     prior = "N(0, I)" if config.model.prior == "normal" else config.model.prior
     return {
         "images": (
-            f"{held_out:,} held-out images of {config.data.name or config.data.source} at "
+            f"{held_out:,} held-out images of {name_of(config.data)} at "
             f"{config.data.size}x{config.data.size}x{config.data.channels} (crop {config.data.crop}, {FILTER}), chosen at "
             "random, are the reference for as many reconstructions (the decoder's mean at the mean of "
             "the weightiest component), samples and, as a measure of what to expect at best, training "

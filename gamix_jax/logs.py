@@ -21,6 +21,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from gamix_jax.files import write_whole
+
 TERMS = ("reconstruction", "kl", "collapse_penalty", "adversarial")
 
 
@@ -30,15 +32,8 @@ class MetricLog:
     def __init__(self, workdir: Path, step: int):
         path = workdir / "metrics.jsonl"
         if path.exists():
-            lines = [
-                line for line in path.read_text().splitlines() if _step_of(line) <= step
-            ]
-            shorter = path.with_suffix(".new")
-            with shorter.open("w") as file:
-                file.writelines(line + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            shorter.replace(path)  # never half of it, whenever the run is killed
+            lines = [line for line in _lines(path) if _step_of(line) <= step]
+            write_whole(path, "".join(line + "\n" for line in lines))
         self._file = path.open("a")
         # Not tensorboardX's SummaryWriter: once the disk is full, its thread dies and
         # its queue blocks the run for good.
@@ -85,14 +80,13 @@ def _event(step: int, values: dict[str, float]) -> Event:
 def read_metrics(workdir: Path, step: int) -> list[dict[str, float]]:
     """The lines of metrics.jsonl up to a step, of training and of evaluations, in order; what is damaged or not finite is left out."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     return [
         {
             name: value
             for name, value in json.loads(line).items()
             if isinstance(value, (int, float)) and math.isfinite(value)
         }
-        for line in lines
+        for line in _lines(path)
         if _step_of(line) <= step
     ]
 
@@ -100,8 +94,12 @@ def read_metrics(workdir: Path, step: int) -> list[dict[str, float]]:
 def holds_evaluation(workdir: Path, step: int) -> bool:
     """Whether metrics.jsonl has the evaluation of a step."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return any('"test/' in line for line in lines if _step_of(line) == step)
+    return any('"test/' in line for line in _lines(path) if _step_of(line) == step)
+
+
+def _lines(path: Path) -> list[str]:
+    """Damaged bytes are replaced: a power cut may leave any."""
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def _step_of(line: str) -> float:

@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print(
-            "Interrupted; the same command goes on from what is saved.", file=sys.stderr
-        )
+        goes_on = flags.MODE.value in ("train", "prepare")
+        cure = "; the same command goes on from what is saved" if goes_on else ""
+        print(f"Interrupted{cure}.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
@@ -187,11 +187,13 @@ def _train_features() -> None:
     """Checks the flags of this mode and dispatches."""
     from rich.console import Console
 
+    from gamix_jax.config_check import check_config
     from gamix_jax.data import open_images
     from gamix_jax.features import train_classifier
 
     if flags.FEATURES_FILE.value is None:
         raise InputError("--features_file=FILE.npz is missing; name the file to write.")
+    check_config(flags.CONFIG.value, 1)
     train, test = (
         open_images(flags.CONFIG.value.data, split) for split in ("train", "test")
     )

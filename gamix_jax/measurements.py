@@ -97,10 +97,16 @@ class Evaluation:
             )
         self.other = None
         if options.ood:
-            self.other = open_other_images(options.ood, model.config.data)
+            self.other = open_other_images(
+                options.ood, model.config.data, options.data_dir
+            )
             self.chosen["other"] = choose(self.other, SCORED_IMAGES, "other")
+        # Training may have had more devices for its batch.
         devices = jax.local_device_count()
-        self.batch_size = -(-model.config.train.batch_size // devices) * devices
+        of_device = min(
+            -(-model.config.train.batch_size // devices), model.images_at_once
+        )
+        self.batch_size = of_device * devices
         autoencoder, _ = make_models(model.config)
         noise_key, self.sample_key = jax.random.split(jax.random.key(options.seed))
         self.arguments = {
@@ -189,8 +195,8 @@ class Evaluation:
     def real_features(self, split: str) -> FeatureSet:
         """Of the images chosen of a split."""
         # As many training images: all that is compared depends on the number.
-        images, chosen = self.images[split], self.chosen[split]
-        chosen = chosen[: len(self.chosen["test"])]
+        images = self.images[split]
+        chosen = choose(images, len(self.chosen["test"]), split)
         return features_of_real(
             images,
             chosen,

@@ -6,7 +6,13 @@ import ml_collections
 
 from gamix_jax import losses
 from gamix_jax.aggregate_fit import AggregateFit, negentropy_bound
-from gamix_jax.mixture import AggregateMoments, components_used, remembered_moments
+from gamix_jax.mixture import (
+    AggregateMoments,
+    GaussianMixture,
+    aggregate_moments,
+    components_used,
+    remembered_moments,
+)
 from gamix_jax.models import Autoencoding
 
 Metrics = dict[str, jax.Array]
@@ -34,22 +40,21 @@ def autoencoder_objective(
 
     Returns:
       The loss, a scalar; its terms before weighting, with statistics of the posterior;
-      the aggregate's moments and the fit after this step. The moments' KL, "active_units"
-      and "components_used" are of the global batch, all else of this replica's.
+      the aggregate's moments, where the objective has them, and the fit after this step.
+      The moments' KL, "active_units" and "components_used" are of the global batch, all else of this replica's.
     """
     objective = config.objective
     posterior, prior, z, reconstruction = coding
     # 1. reconstruction: (1/T) sum_t sum_k pi_k |x - x^_tk|
     errors = losses.component_errors(images, reconstruction)
     reconstruction_term = jnp.mean(jnp.sum(posterior.weights[None] * errors, axis=2))
-    # At first the plain average of all steps, which owes nothing to how it began.
-    newest = jnp.maximum(1.0 - objective.moment_decay, 1.0 / (1.0 + step))
-    moments = remembered_moments(posterior, memory, newest, axis_name)
     # 2. KL: of the aggregate, 1/2 (m.m + tr C - D - log det C) with C diagonal or full;
     # or the mean of each image's
     if objective.kl == "aggregate":
+        moments = _moments(objective, posterior, memory, step, axis_name)
         kl = losses.aggregate_kl(moments, objective.variance, objective.covariance)
     else:
+        moments = memory
         kl = jnp.mean(losses.posterior_kl(posterior, z, prior))
     kl_weight = objective.kl_weight * jnp.minimum(
         1.0, (1.0 + step) / max(1, objective.kl_warmup)
@@ -84,6 +89,21 @@ def autoencoder_objective(
         - objective.component_entropy_weight * entropy
     )
     return loss, (terms, jax.lax.stop_gradient(moments), fit)
+
+
+def _moments(
+    objective: ml_collections.ConfigDict,
+    posterior: GaussianMixture,
+    memory: AggregateMoments,
+    step: jax.Array,
+    axis_name: str,
+) -> AggregateMoments:
+    """Of the batch, or with those of the batches before."""
+    if objective.moment_decay == 0:
+        return aggregate_moments(posterior, axis_name, objective.covariance == "full")
+    # At first the plain average of all steps, which owes nothing to how it began.
+    newest = jnp.maximum(1.0 - objective.moment_decay, 1.0 / (1.0 + step))
+    return remembered_moments(posterior, memory, newest, axis_name)
 
 
 def _spread(coding: Autoencoding, axis_name: str) -> Metrics:

@@ -11,6 +11,14 @@ from gamix_jax.data.photos import decode_photo, is_photo, open_photos
 from gamix_jax.errors import InputError
 
 MOST_IMAGES = 10_000  # of each kind, unless asked for more
+STREAM = 2**63 + 1  # of random orders, which no epoch of a training has
+
+
+def name_of(options: ml_collections.ConfigDict) -> str:
+    """What a section `data` names, in a word or two: "celeb_a", "folder photos", "digits"."""
+    if options.source == "tfds" and options.name:
+        return options.name
+    return f"{options.source} {Path(options.dir).name}".strip()
 
 
 def open_run_images(
@@ -28,13 +36,16 @@ def open_run_images(
         ) from error
 
 
-def open_other_images(source: str, like: ml_collections.ConfigDict) -> data.Images:
+def open_other_images(
+    source: str, like: ml_collections.ConfigDict, data_dir: str = ""
+) -> data.Images:
     """The test split of another source, or all where it has none, made to the size and channels of a run's.
 
     Args:
       source: "digits", "folder:DIR", "array:FILE" or "tfds:NAME", the latter stored where
-        the run's sets are.
+        the run's set is, if it was such a set too, else where TFDS stores by default.
       like: the section `data` of the run.
+      data_dir: where the run's data are now; "" is where they were.
 
     Raises:
       InputError: it is none of these, or not there.
@@ -46,6 +57,8 @@ def open_other_images(source: str, like: ml_collections.ConfigDict) -> data.Imag
     if kind in ("folder", "array") and place:
         options.dir = place
     elif kind == "tfds" and place:
+        stored = data_dir or like.dir if like.source == "tfds" and like.name else ""
+        options.dir = stored
         options.name, options.train_split, options.test_split = place, "train", "test"
     elif source != "digits":
         raise InputError(
@@ -73,7 +86,7 @@ def choose(images: data.Images, count: int | None, split: str) -> np.ndarray:
             f"{count} images are asked for, and {len(images):,} are held out; lower --count."
         )
     count = MOST_IMAGES if count is None else count
-    return permutation(len(images), 0, 1)[:count]
+    return permutation(len(images), 0, STREAM)[:count]
 
 
 def read_chosen(

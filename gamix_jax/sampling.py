@@ -18,6 +18,7 @@ from gamix_jax.mixture import GaussianMixture
 
 FITTED_COMPONENTS = 10  # as pythae's GaussianMixtureSampler
 FULL_COVARIANCE_UP_TO = 128  # latent dimensions; above it the fit is diagonal
+FACTORS_AT_ONCE = 1_000  # of [D, D], 64 MiB
 
 
 class LatentSampler(NamedTuple):
@@ -88,9 +89,15 @@ def _draw(
         if truncation is None
         else jax.random.truncated_normal(noise_key, -truncation, truncation, shape)
     )
-    factor = sampler.factor[component]
-    spread = "nij,nj->ni" if factor.ndim == 3 else "nj,nj->nj"
-    return sampler.mean[component] + temperature * jnp.einsum(spread, factor, noise)
+
+    def moved(drawn: tuple[jax.Array, jax.Array]) -> jax.Array:
+        component, noise = drawn
+        factor = sampler.factor[component]
+        spread = factor @ noise if factor.ndim == 2 else factor * noise
+        return sampler.mean[component] + temperature * spread
+
+    # Full factors are [D, D] for each draw.
+    return jax.lax.map(moved, (component, noise), batch_size=min(n, FACTORS_AT_ONCE))
 
 
 def prior_sampler(prior: GaussianMixture) -> LatentSampler:

@@ -27,7 +27,7 @@ class TrainState:
         samples and evaluation.
       moments: of the aggregate posterior, remembered from the steps before (with
         objective.moment_decay; else the last step's); with their covariance where the
-        objective uses it.
+        objective uses it. Zeros where objective.kl is not "aggregate".
       aggregate_fit: the mixture that follows the aggregate posterior, where the objective
         has one (objective.negentropy_components).
       discriminator_params, discriminator_batch_stats, discriminator_opt_state: without

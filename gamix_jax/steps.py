@@ -1,6 +1,7 @@
 """One step of training and of evaluation, for one replica, with collectives over "batch"."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -225,7 +226,12 @@ def make_eval_step(
         posterior = autoencoder.apply(variables, images, method="encode")
         prior = autoencoder.apply(variables, method="learned_prior")
         z = draw_for_each(posterior, keys, samples=1)
-        reconstruction = autoencoder.apply(variables, posterior.mean, method="decode")
+        decode = partial(autoencoder.apply, variables, method="decode")
+        if config.objective.component_chunk:  # memory is that of one component
+            means = posterior.mean.swapaxes(0, 1)
+            reconstruction = jax.lax.map(decode, means).swapaxes(0, 1)
+        else:
+            reconstruction = decode(posterior.mean)
         squared_error = jnp.mean(
             jnp.square(images[:, None] - reconstruction), axis=(2, 3, 4)
         )

@@ -102,6 +102,7 @@ class TrainedModel:
       image_shape: (height, width, channels).
       latent_size: D.
       prior: p(z), a mixture without leading axes.
+      images_at_once: that go through a network together, at most.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, state: TrainState):
@@ -109,7 +110,7 @@ class TrainedModel:
         self.image_shape = (config.data.size, config.data.size, config.data.channels)
         self.latent_size = config.model.latent_size
         at_once = min(max(PIXELS / math.prod(self.image_shape[:2]), 1.0), 256.0)
-        self._most = 2 ** int(math.log2(at_once))
+        self.images_at_once = 2 ** int(math.log2(at_once))
         self._variables = averaged_variables(state)
         autoencoder, _ = make_models(config)
         apply = autoencoder.apply
@@ -137,7 +138,9 @@ class TrainedModel:
     def encode(self, images: np.ndarray | jax.Array) -> GaussianMixture:
         """The posteriors q(z|x) of images [n, H, W, C], of leading shape [n]; `.moments()`, `.weightiest_mean()` and `.sample(key)` make z of them."""
         return _in_batches(
-            partial(self._encode, self._variables), self._most, self._scaled(images)
+            partial(self._encode, self._variables),
+            self.images_at_once,
+            self._scaled(images),
         )
 
     def decode(self, z: np.ndarray | jax.Array) -> jax.Array:
@@ -150,7 +153,7 @@ class TrainedModel:
             )
         images = _in_batches(
             partial(self._decode, self._variables),
-            self._most,
+            self.images_at_once,
             z.reshape(-1, self.latent_size),
         )
         return images.reshape(*z.shape[:-1], *self.image_shape)
@@ -206,7 +209,7 @@ class TrainedModel:
                 self._variables, self.prior, scale, images, keys, samples
             )
 
-        return _in_batches(score, self._most, levels, keys)
+        return _in_batches(score, self.images_at_once, levels, keys)
 
     def _scaled(self, images: np.ndarray | jax.Array) -> jax.Array:
         images = jnp.asarray(images)

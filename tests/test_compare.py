@@ -125,6 +125,22 @@ def test_mnist_is_padded_not_resized(compare, tmp_path):
         np.testing.assert_array_equal(found["train_labels"], labels)
 
 
+def test_other_images_are_other_runs(compare, tmp_path, monkeypatch):
+    """Neither the padded copy nor the runs of images that lay at the same place before."""
+    for value in (1, 2):
+        images = np.full((3, 28, 28), value, np.uint8)
+        arrays = {f"{s}_images": images for s in ("train", "test")}
+        np.savez(tmp_path / "mnist.npz", **arrays)
+        words = ["compare.py", "--data=mnist", "--jobs=0"]
+        paths = [f"--{x}={tmp_path / x}" for x in ("runs", "out")]
+        images = f"--images={tmp_path / 'mnist.npz'}"
+        monkeypatch.setattr(sys, "argv", [*words, *paths, images])
+        with pytest.raises(SystemExit, match="No run is done"):
+            compare.main()
+    padded = (tmp_path / "runs").glob("mnist-*/mnist_padded.npz")
+    assert sorted(int(np.load(path)["test_images"].max()) for path in padded) == [1, 2]
+
+
 def test_what_is_done(compare, tmp_path):
     """A run stopped before its last step is not, though it was evaluated; one by another classifier is refused."""
     config = compare.base_config("mnist", "mnist.npz", steps=100)

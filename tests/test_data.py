@@ -148,6 +148,15 @@ def test_which_folders_are_splits(tmp_path, folders, splits):
     assert len(source) == (len(folders) if splits == ["train"] else 1)
 
 
+@pytest.mark.parametrize("name", ["preview.png", "unlabeled/a.png"])
+def test_a_stray_photo_does_not_make_test_images_training_images(tmp_path, name):
+    for path in ("train/a.png", "test/a.png", name):
+        photo(tmp_path / path)
+    config = data_config(source="folder", dir=str(tmp_path), test_fraction=0.5)
+    with pytest.raises(InputError, match=f"move {name.split('/')[0]} elsewhere"):
+        open_images(config, "train")
+
+
 def test_digits_labels():
     images = [open_images(data_config(), split) for split in ("train", "test")]
     labels = np.concatenate([split.labels() for split in images])

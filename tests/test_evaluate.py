@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
+from test_steps import tiny_config
 
 import gamix_jax
+from gamix_jax import run_images
 from gamix_jax.errors import InputError
 from gamix_jax.evaluate import evaluate, shown
 from gamix_jax.features import open_features, train_classifier
@@ -277,6 +279,63 @@ def test_moved_data_are_found(digits_run, tmp_path):
         "train": 270,
         "test": 30,
     }
+
+
+def test_a_device_gets_no_more_images_than_it_can_take(digits_run, tmp_path):
+    """Though the run's batch, of many devices, was larger."""
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["batch_size"] = 100_000
+    (run / "config.json").write_text(json.dumps(config))
+    evaluation = Evaluation(run, Options())
+    assert evaluation.batch_size == 256 * jax.local_device_count()  # trained.PIXELS
+
+
+def test_as_many_training_images_are_compared_as_held_out_ones(
+    digits_run, options, monkeypatch
+):
+    """Also where that is more than what else is fitted to training images takes."""
+    monkeypatch.setattr(run_images, "MOST_IMAGES", 50)
+    evaluation = Evaluation(digits_run, options._replace(count=100))
+    kept = [len(evaluation.real_features(split).kept) for split in ("train", "test")]
+    assert kept == [100, 100]
+    assert len(evaluation.chosen["train"]) == 50
+
+
+@pytest.mark.parametrize(
+    ("run", "data_dir", "where"),
+    [
+        ({"source": "tfds", "name": "mnist", "dir": "sets"}, "", "sets"),
+        ({"source": "tfds", "name": "mnist", "dir": "sets"}, "moved", "moved"),
+        ({"source": "tfds", "name": "", "dir": "sets/faces"}, "", ""),
+        ({"source": "folder", "name": "", "dir": "photos"}, "moved", ""),
+    ],
+)
+def test_other_sets_lie_where_the_runs_set_does(monkeypatch, run, data_dir, where):
+    """Never in a folder of the user's images: TFDS would prepare them there."""
+    opened = []
+    monkeypatch.setattr(
+        run_images.data, "open_images", lambda options, _: opened.append(options)
+    )
+    config = tiny_config().data
+    config.update(run)
+    run_images.open_other_images("tfds:cifar10", config, data_dir)
+    assert [(options.name, options.dir) for options in opened] == [("cifar10", where)]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "place", "words"),
+    [
+        ("tfds", "celeb_a", "/sets", "celeb_a"),
+        ("tfds", "", "/sets/faces64", "tfds faces64"),
+        ("folder", "celeb_a", "/my/photos", "folder photos"),
+        ("digits", "", "", "digits"),
+    ],
+)
+def test_images_are_called_what_they_are(source, name, place, words):
+    config = tiny_config().data
+    config.update({"source": source, "name": name, "dir": place})
+    assert run_images.name_of(config) == words
 
 
 @pytest.mark.parametrize(

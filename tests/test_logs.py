@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from test_checkpoint import files_of_at_most
 
-from gamix_jax.logs import MetricLog
+from gamix_jax.logs import MetricLog, holds_evaluation
 
 
 def events(workdir):
@@ -51,6 +51,17 @@ def test_what_lies_after_the_step_gone_on_from_is_dropped_or_hidden(tmp_path):
         for e in events(tmp_path)
         if e.HasField("session_log")
     )
+
+
+def test_damaged_bytes_do_not_stop_a_run_that_goes_on(tmp_path):
+    """As a power cut may leave them."""
+    content = b'{"step": 5, "test/kl": 1.0}\n\x00\xff\n'
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert holds_evaluation(tmp_path, 5)
+    with MetricLog(tmp_path, 5):
+        pass
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 5, "test/kl": 1.0}\n'
 
 
 def test_nothing_that_json_does_not_know_is_written(tmp_path):

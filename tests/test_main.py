@@ -129,6 +129,13 @@ def test_describe_counts_the_author_s_parameters():
             ["--config=configs/digits.py", "--workdir=unmade", "extra"],
             "unknown argument 'extra'",
         ),
+        (
+            [
+                *("--mode=train_features", "--config=configs/digits.py"),
+                *("--features_file=unmade.npz", "--config.data.channels=2"),
+            ],
+            "config.data.channels is 2",
+        ),
         (["--mode=prepare", "--images=x", "--size=8"], "--images=DIR and --out=DIR"),
         (["--mode=prepare", "--images=x", "--out=unmade"], "either --size=N"),
         (

@@ -177,6 +177,11 @@ def test_a_full_disk_loses_nothing(photos, whole, tmp_path):
     assert files(out) == files(whole)
 
 
+def test_a_set_in_the_home_folder_is_found(whole, monkeypatch):
+    monkeypatch.setenv("HOME", str(whole.parent))
+    assert len(opened(f"~/{whole.name}")) == len(opened(whole))
+
+
 def test_the_bar_ends_at_the_number_of_photos(photos, tmp_path, monkeypatch):
     shown = []
     advance = writer.Progress.advance

@@ -208,6 +208,7 @@ def hand_made(**changes):
         "written": None,
         "made": "1 January 2030",
         "config": config,
+        "images": "digits",
         "counts": {"train": 1617, "test": 180},
         "posterior": "q",
         "objective": weighted_terms(config),
@@ -333,6 +334,23 @@ def test_curves_are_drawn_of_what_there_is():
     )
 
 
+def test_only_numbers_of_one_definition_share_a_panel():
+    """Evaluations have the moments' KL of the total, diagonal variance alone."""
+
+    def shown(**objective):
+        return {
+            (panel.training, panel.held_out)
+            for panel in panels(tiny_config(**objective))
+            if panel.title.startswith("KL of")
+        }
+
+    assert shown() == {("kl", ("aggregate_kl",))}
+    apart = {("kl", ()), ("", ("aggregate_kl",))}
+    assert shown(objective__covariance="full") == apart
+    assert shown(objective__variance="between") == apart
+    assert shown(objective__kl="elbo") == {("kl", ("kl",))}
+
+
 def test_the_objective_in_words_has_its_weights():
     terms = weighted_terms(
         tiny_config(
@@ -372,7 +390,7 @@ def test_the_negentropy_is_in_words_and_curves_where_the_objective_has_it():
 
 def test_key_numbers_are_those_measured():
     config = tiny_config()
-    assert key_numbers(config, [], None) == []
+    assert key_numbers(config, [], None, 4) == []
     lines = [
         {"step": 2, "test/psnr": 10.0, "test/active_units": 1.0},
         {
@@ -383,14 +401,21 @@ def test_key_numbers_are_those_measured():
         },
         {"step": 4, "kl": 0.5},
     ]
-    assert key_numbers(config, lines, None)[0] == (
-        *("PSNR of the mean squared error, dB", "18.0"),
+    bracket = (
+        "KL(q(z) ‖ N(0, I)), nats",
+        "4.77 to 5.00",  # 5.005 is below 5.005 in binary
     )
-    assert key_numbers(config, lines, evaluation()) == [
+    assert key_numbers(config, lines, None, 4) == [
+        ("PSNR of the mean squared error, dB", "18.0"),
+        bracket,
+    ]
+    assert key_numbers(config, lines, None, 6) == []  # those of step 4 are not of it
+    assert key_numbers(config, lines[:1], evaluation(), 4) == [
         ("Fréchet distance of samples", "12.35 ± 0.21"),
         ("bits per dimension", "5.665 ± 0.047"),
         ("PSNR of reconstructions, dB", "18.03 ± 0.14"),
-        ("KL(q(z) ‖ N(0, I)), nats", "4.77 to 5.00"),  # 5.005 is below 5.005 in binary
+        bracket,
+        ("active units", "4 of 4"),
     ]
 
 

@@ -437,6 +437,11 @@ def test_evaluation_counts_every_image_once_however_it_is_batched(monkeypatch):
     assert {name: results[0][name] for name in expected} == pytest.approx(
         expected, rel=1e-4
     )
+    # One component at a time.
+    config.objective.component_chunk = 1
+    one_by_one = map_over_devices(make_steps(config).eval_step)
+    found = validate(one_by_one, state, batches(16))
+    assert found == pytest.approx(results[0], rel=1e-4)
     # Ten components at most: the first five images.
     monkeypatch.setattr("gamix_jax.validate.BOUNDED_COMPONENTS", 10)
     first = validate(eval_step, state, batches(8))

@@ -343,6 +343,22 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
     assert without_speed(tmp_path) == without_speed(whole[0])
 
 
+def test_what_is_not_finite_in_an_evaluation_is_named_and_left_out(
+    tmp_path, monkeypatch, capsys
+):
+    """Else the run would end there, before it is saved, and again each time that it goes on."""
+    real = loop_module.validate
+    changes = {"kl": float("inf"), "psnr": float("nan")}
+    monkeypatch.setattr(loop_module, "validate", lambda *of: real(*of) | changes)
+    train(small_run(train__steps=2), tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Not finite of the held-out images at step 2: kl, psnr." in said
+    evaluated = lines(tmp_path)[1]
+    assert evaluated["test/count"] == 180
+    assert not {"test/kl", "test/psnr"} & set(evaluated)
+    assert Checkpoints(tmp_path).latest_step() == 2
+
+
 @pytest.mark.slow
 def test_an_owed_evaluation_is_done_after_the_last_step_too(
     whole,

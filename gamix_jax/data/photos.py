@@ -185,10 +185,11 @@ def divide(
 
     The class is the folder that a photo lies in below its split's, None for one that
     lies in none. A folder that holds all else, as archives often have one, does not
-    count; nor are folders splits that have others beside them.
+    count; nor are folders splits that have others beside them, which are then classes.
 
     Raises:
-      InputError: there are a folder test and others of SPLITS, but none called train.
+      InputError: there are a folder test and others of SPLITS, but none called train; or
+        folders train and test with something else beside them.
     """
     base = ""
     while True:
@@ -201,6 +202,12 @@ def divide(
         raise InputError(
             f"{where} has a folder test but no folder train; add one, or name a folder "
             "without either."
+        )
+    others = sorted(tops - set(SPLITS))
+    if others and {"train", "test"} <= tops:
+        raise InputError(
+            f"{where} has folders train and test with {others[0]} beside them, so they might "
+            f"be splits or classes; move {others[0]} elsewhere."
         )
     folders = {"train": base}
     if divided and "train" in tops:

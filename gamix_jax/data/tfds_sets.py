@@ -1,6 +1,7 @@
 """TFDS data sets by name: found prepared, or prepared on first use."""
 
 import importlib.util
+import os
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -21,6 +22,7 @@ def open_set(name: str, directory: str) -> tfds.core.DatasetBuilder:
     Raises:
       InputError: unknown, or it could not be downloaded or prepared; says what to do.
     """
+    directory = os.path.expanduser(directory)
     if not name and not (epath.Path(directory) / "dataset_info.json").exists():
         begun = (epath.Path(directory) / "prepare.json").exists()
         cure = (

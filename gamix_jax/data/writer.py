@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import math
@@ -28,7 +27,7 @@ from rich.progress import (
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from gamix_jax.data.processes import core_count, follow_parent
-from gamix_jax.errors import InputError
+from gamix_jax.errors import NO_ROOM, InputError
 
 # A file holds about this many bytes of PNG, but a set has about this many files or more,
 # for each is begun anew after an interruption.
@@ -85,7 +84,7 @@ def write_set(made: ExampleSet, out: Path, console: Console) -> None:
             return
         _finish(made, out, _write_shards(made, out, count, console), console)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in NO_ROOM
         cure = "give it room" if full else "see to that, or name another --out"
         raise InputError(
             f"{out} cannot be written to ({error.strerror or error}); what is written "
@@ -221,7 +220,7 @@ def _as_os_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        for number in NO_ROOM:
             if os.strerror(number) in str(error):
                 raise OSError(number, os.strerror(number)) from error
         raise OSError(str(error).split(";")[0]) from error

@@ -25,13 +25,19 @@ class Panel(NamedTuple):
 def panels(config: ml_collections.ConfigDict) -> list[Panel]:
     """What a run's curves show, the terms of its objective first."""
     objective = config.objective
-    if objective.kl == "aggregate":
-        kl = Panel("KL of the aggregate's moments, nats", "kl", ("aggregate_kl",))
-    else:
-        kl = Panel("KL of each image's posterior, nats", "kl", ("kl",))
+    form = (objective.variance, objective.covariance)
+    if objective.kl != "aggregate":
+        kl = [Panel("KL of each image's posterior, nats", "kl", ("kl",))]
+    elif form == ("total", "diagonal"):
+        kl = [Panel("KL of the aggregate's moments, nats", "kl", ("aggregate_kl",))]
+    else:  # evaluations have the diagonal of the total alone
+        kl = [
+            Panel(f"KL of the moments ({', '.join(form)}), nats", "kl"),
+            Panel("KL of the moments (total, diagonal), nats", "", ("aggregate_kl",)),
+        ]
     chosen = [
         Panel("Mean absolute error", "reconstruction", ("absolute_error",)),
-        kl,
+        *kl,
         Panel("Collapse penalty", "collapse_penalty", ("collapse_penalty",)),
     ]
     if objective.negentropy_components:

@@ -27,7 +27,7 @@ from gamix_jax.pods import software
 from gamix_jax.report.curves import draw_curves
 from gamix_jax.report.pictures import data_uri, make_pictures
 from gamix_jax.report.tables import evaluation_sections, read_evaluation
-from gamix_jax.run_images import open_run_images
+from gamix_jax.run_images import name_of, open_run_images
 from gamix_jax.trained import TrainedModel, load
 
 FILE = "report.html"
@@ -109,10 +109,11 @@ def contents(
         "written": written and f"{written:{DATE}}",
         "made": f"{datetime.now().astimezone():{DATE}}",
         "config": config,
+        "images": name_of(config.data),
         "counts": {split: len(of_split) for split, of_split in images.items()},
         "posterior": posterior_in_words(config),
         "objective": weighted_terms(config),
-        "key_numbers": key_numbers(config, lines, evaluation),
+        "key_numbers": key_numbers(config, lines, evaluation, step),
         "evaluation": [
             section._replace(chart=section.chart and _svg_uri(section.chart))
             for section in sections
@@ -208,9 +209,17 @@ def key_numbers(
     config: ml_collections.ConfigDict,
     lines: list[dict[str, float]],
     evaluation: dict[str, Any] | None,
+    step: int,
 ) -> list[tuple[str, str]]:
-    """What to look at first, as far as it was measured; of held-out images."""
-    last = next((line for line in reversed(lines) if "test/psnr" in line), {})
+    """What to look at first, as far as it was measured at this step; of held-out images."""
+    measured = {
+        name.removeprefix("test/"): value
+        for line in lines
+        for name, value in line.items()
+        if line["step"] == step and name.startswith("test/")
+    }
+    if evaluation:
+        measured = evaluation["latent"]
     numbers = []
     if evaluation:
         samples = evaluation["images"].get("samples, prior", {})
@@ -221,15 +230,15 @@ def key_numbers(
         numbers.append(("bits per dimension", bits))
         decibels = shown(evaluation["images"]["reconstructions"]["psnr"])
         numbers.append(("PSNR of reconstructions, dB", decibels))
-    elif last:
-        decibels = f"{last['test/psnr']:#.3g}"
+    elif "psnr" in measured:
+        decibels = f"{measured['psnr']:#.3g}"
         numbers.append(("PSNR of the mean squared error, dB", decibels))
-    ends = [last.get(f"test/aggregate_kl_{side}") for side in ("lower", "upper")]
+    ends = [measured.get(f"aggregate_kl_{side}") for side in ("lower", "upper")]
     if None not in ends:
         bracket = " to ".join(f"{end:#.3g}" for end in ends)
         numbers.append(("KL(q(z) ‖ N(0, I)), nats", bracket))
-    if "test/active_units" in last:
-        units = f"{last['test/active_units']:.0f} of {config.model.latent_size}"
+    if "active_units" in measured:
+        units = f"{measured['active_units']:.0f} of {config.model.latent_size}"
         numbers.append(("active units", units))
     return numbers
 
