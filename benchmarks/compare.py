@@ -31,7 +31,7 @@ import ml_collections
 import numpy as np
 import record
 from compare_settings import (
-    BASELINE,
+    BASELINES,
     DATA,
     OBJECTIVES,
     Run,
@@ -274,8 +274,8 @@ def main() -> None:
     if not rows:
         raise SystemExit(f"No run is done; each has a log.txt in {folder}.")
     record.write(args.json, {"rows": list(known.values())})
-    tables.report(rows, BASELINE, f"{args.data}, {args.steps:,} steps", args.out)
-    nearest = tables.nearest_in_error(rows, BASELINE)
+    tables.report(rows, BASELINES, f"{args.data}, {args.steps:,} steps", args.out)
+    nearest = tables.nearest_in_error(rows, BASELINES[0])
     nearest = {words: Run(*of) for words, of in nearest.items()}
     if all(map(done_here, nearest.values())):
         tables.draw_samples(

@@ -64,9 +64,9 @@ NEGENTROPY = {"objective.negentropy_components": 64}
 HINGE = {"adversarial.loss": "hinge", "optimizer.discriminator_learning_rate": 5e-4}
 ADVERSARIAL = 1 / 50
 SAMPLES = {"adversarial.prior_samples": True}
-BASELINE = "beta-VAE"
+BASELINES = ("beta-VAE", "beta-VAE, PatchGAN")
 OBJECTIVES = {
-    BASELINE: ELBO,
+    BASELINES[0]: ELBO,
     "between, KL 5": AGGREGATE | {"objective.variance": "between"},
     "diagonal, KL 5": AGGREGATE,
     "diagonal, KL 25": AGGREGATE | STRONG,
@@ -76,7 +76,7 @@ OBJECTIVES = {
     "full, KL 25, negentropy, memory": REMEMBERED | NEGENTROPY,
     "ELBO of K = 4": ELBO | {"model.components": 4},
     "VampPrior": ELBO | {"model.prior": "vamp", "objective.kl_warmup": 300},
-    "beta-VAE, PatchGAN": ELBO | HINGE,
+    BASELINES[1]: ELBO | HINGE,
     "beta-VAE, PatchGAN of samples": ELBO | HINGE | SAMPLES,
     "full, KL 25, memory, PatchGAN": REMEMBERED | HINGE,
     "full, KL 25, negentropy, memory, PatchGAN": REMEMBERED | NEGENTROPY | HINGE,

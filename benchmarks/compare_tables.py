@@ -56,8 +56,8 @@ COLUMNS = {
 # The second is fair to an objective whose q(z) has other moments than the prior, which is
 # mended after training at no cost.
 COMPARED = {
-    DISTANCE: "samples of the prior",
-    "Frechet, fitted Gaussian": "samples of the Gaussian fitted to q(z)",
+    DISTANCE: "prior",
+    "Frechet, fitted Gaussian": "fitted Gaussian",
 }
 # Two tables, for one is too wide. The bracket is of KL(q(z) || N(0, I)), under a VampPrior
 # too.
@@ -120,7 +120,7 @@ def read_known(path: Path | None) -> dict[tuple[str, str], Row]:
         return {}
     try:
         rows = json.loads(path.read_text())["rows"]
-        needed = {ERROR, DISTANCE}
+        needed = {ERROR, *COMPARED}
         if any(needed - set(row) for row in rows):
             raise KeyError(needed)
         return {(row["settings"], row["classifier"]): row for row in rows}
@@ -130,15 +130,13 @@ def read_known(path: Path | None) -> dict[tuple[str, str], Row]:
         ) from None
 
 
-def report(rows: list[Row], baseline: str, title: str, out: Path) -> None:
+def report(rows: list[Row], baselines: Sequence[str], title: str, out: Path) -> None:
     """Prints the tables, and draws the trade-off to OUT/compare_TITLE.png, of the title's first word."""
     for columns in (OF_IMAGES, OF_LATENTS):
         record.show(over_seeds(rows, columns), title)
-    for distance, samples in COMPARED.items():
-        ratios = at_equal_error(rows, baseline, distance)
-        if any(len({*row.values()} - {""}) > 1 for row in ratios):
-            words = f"Frechet distance over that of the {baseline}, {samples}"
-            record.show(ratios, f"{words}, at its errors")
+    ratios = at_equal_error(rows, baselines)
+    if ratios:
+        record.show(ratios, "Frechet distance over that of a baseline at equal error")
     draw(rows, title, out / f"compare_{title.split(',')[0]}.png")
 
 
@@ -163,40 +161,38 @@ def _shown(values: list[float]) -> str:
     return f"{np.mean(values):.3g} ± {error:.2g}"
 
 
-def at_equal_error(
-    rows: list[Row], baseline: str, distance: str = DISTANCE
-) -> list[dict[str, str]]:
-    """A distance of each objective over the baseline's, at the errors that the baseline has at each of its weights.
+def at_equal_error(rows: list[Row], baselines: Sequence[str]) -> list[dict[str, str]]:
+    """Distances of each objective and weight over those of the baselines at the same error.
 
-    Of each seed the objective's log distance is interpolated linearly in log error; where
-    it does not reach the baseline's error there is no number. Ratios are geometric means
-    over seeds, with the standard error of their logarithm times the ratio.
+    Of each seed a baseline's log distance is interpolated linearly in log error between
+    its weights; a run whose error lies beyond them has no ratio. Ratios are geometric
+    means over seeds, with the standard error of their logarithm times the ratio.
     """
-    curves = defaultdict(lambda: defaultdict(list))
+    groups, curves = defaultdict(list), defaultdict(list)
     for row in rows:
-        point = np.log(row[ERROR]), np.log(row[distance])
-        curves[row["objective"]][row["seed"]].append(point)
-    columns = defaultdict(list)  # a weight of the baseline: its rows
-    for row in rows:
-        if row["objective"] == baseline:
-            columns[row["weight"]].append(row)
+        groups[row["objective"], row["weight"]].append(row)
+        curves[row["objective"], row["seed"]].append(row)
+    for curve in curves.values():
+        curve.sort(key=lambda row: row[ERROR])
     table = []
-    for objective, of_seeds in curves.items():
-        if objective == baseline or not columns:
-            continue
-        cells = {"objective": objective}
-        for group in columns.values():
-            mean = np.exp(np.mean([np.log(row[ERROR]) for row in group]))
-            title = f"{mean:.3g} (weight {group[0]['weight']:g})"
-            ratios = []
-            for row in (row for row in group if row["seed"] in of_seeds):
-                errors, distances = np.array(sorted(of_seeds[row["seed"]])).T
-                error = np.log(row[ERROR])
-                if errors[0] <= error <= errors[-1]:
-                    found = np.interp(error, errors, distances)
-                    ratios.append(found - np.log(row[distance]))
-            cells[title] = _shown_ratio(ratios)
-        table.append(cells)
+    for (objective, weight), group in groups.items():
+        cells = {}
+        for baseline in (name for name in baselines if name != objective):
+            for distance, samples in COMPARED.items():
+                ratios = []
+                for row in group:
+                    curve = curves.get((baseline, row["seed"]), [])
+                    errors, distances = (
+                        np.log([other[column] for other in curve])
+                        for column in (ERROR, distance)
+                    )
+                    error = np.log(row[ERROR])
+                    if len(curve) and errors[0] <= error <= errors[-1]:
+                        found = np.interp(error, errors, distances)
+                        ratios.append(np.log(row[distance]) - found)
+                cells[f"{samples} / {baseline}"] = _shown_ratio(ratios)
+        if any(cells.values()):
+            table.append({"objective": objective, "weight": f"{weight:g}"} | cells)
     return table
 
 

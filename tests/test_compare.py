@@ -37,6 +37,7 @@ def row(objective, weight, seed, error, distance):
         "seed": seed,
         "squared error": error,
         "Frechet distance": distance,
+        "Frechet, fitted Gaussian": distance,
     }
 
 
@@ -56,29 +57,42 @@ def test_means_over_seeds_with_their_standard_errors(tables):
     assert alone["Frechet distance"] == "2"
 
 
-def test_ratios_are_at_the_errors_of_the_baseline(tables):
-    """Each seed by itself, though the objective has other errors; none where it does not reach."""
+def ratios(tables, rows):
+    """Those of the samples of the prior, by objective and weight."""
+    name = "prior / base"
+    found = tables.at_equal_error(rows, ("base",))
+    return {(row["objective"], row["weight"]): row[name] for row in found}
+
+
+def test_ratios_are_at_the_error_of_each_run(tables):
+    """Of each seed by itself; none where the baseline does not reach."""
     rows = curve("base", 0, 1.0, [0.01, 0.02, 0.04])
-    rows += curve("base", 1, 3.0, [0.01, 0.02, 0.04])
-    rows += curve("ours", 0, 0.5, [0.015, 0.03, 0.05])
-    rows += curve("ours", 1, 1.8, [0.012, 0.05])
-    (found,) = tables.at_equal_error(rows, "base")
+    rows += curve("base", 1, 3.0, [0.01, 0.04])
+    rows += [row("ours", 5.0, 0, 0.015, 0.5 / 0.015)]
+    rows += [row("ours", 5.0, 1, 0.03, 1.8 / 0.03)]
+    rows += [row("ours", 9.0, 0, 0.02, 0.7 / 0.02), row("ours", 9.0, 1, 0.009, 1.0)]
+    rows += [row("ours", 20.0, 0, 0.05, 1.0)]
     # Of 0.5 and 0.6: sqrt(0.3) = 0.548; half of log(1.2) = 0.091 of it is 0.05.
-    ratio = "0.548 ± 0.05 (2)"
-    assert list(found.values()) == ["ours", "", ratio, ratio]
-    assert list(found)[1] == "0.01 (weight 100)"
-    (found,) = tables.at_equal_error(rows[:3] + rows[6:9], "base")
-    assert found["0.02 (weight 50)"] == "0.5 (1)"
+    expected = {("ours", "5"): "0.548 ± 0.05 (2)", ("ours", "9"): "0.7 (1)"}
+    assert ratios(tables, rows) == expected
 
 
-def test_a_seed_that_is_not_done_counts_nowhere(tables):
-    rows = curve("base", 0, 1.0, [0.01, 0.02]) + curve("base", 1, 1.0, [0.01, 0.02])
-    rows += curve("ours", 0, 0.5, [0.01, 0.02]) + curve("ours", 1, 9.0, [0.03])
-    (found,) = tables.at_equal_error(rows, "base")
-    assert list(found.values())[1:] == ["0.5 (1)", "0.5 (1)"]
-    other = curve("other", 2, 9.0, [0.01, 0.02])
-    assert [*tables.at_equal_error(rows + other, "base")[1].values()][1:] == ["", ""]
-    assert tables.at_equal_error(other, "base") == []
+def test_a_seed_that_the_baseline_lacks_has_no_ratio(tables):
+    base = curve("base", 0, 1.0, [0.01, 0.02])
+    other = curve("other", 1, 9.0, [0.01, 0.02])
+    assert ratios(tables, base + other) == ratios(tables, other) == {}
+    assert ratios(tables, base + curve("other", 0, 9.0, [0.02])) == {
+        ("other", "50"): "9 (1)"
+    }
+
+
+def test_a_baseline_is_compared_with_the_other(tables):
+    rows = curve("a", 0, 1.0, [0.01, 0.02]) + curve("b", 0, 0.5, [0.01, 0.02])
+    (one, two, three, four) = tables.at_equal_error(rows, ("a", "b"))
+    assert (one["objective"], one["prior / b"]) == ("a", "2 (1)")
+    assert (four["objective"], four["prior / a"]) == ("b", "0.5 (1)")
+    assert "prior / a" not in one | two
+    assert "prior / b" not in three | four
 
 
 def test_samples_are_shown_at_the_error_of_the_baselines_middle(tables):
