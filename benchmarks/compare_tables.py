@@ -177,7 +177,7 @@ def at_equal_error(rows: list[Row], baselines: Sequence[str]) -> list[dict[str, 
     table = []
     for (objective, weight), group in groups.items():
         cells = {}
-        for baseline in (name for name in baselines if name != objective):
+        for baseline in baselines:
             for distance, samples in COMPARED.items():
                 ratios = []
                 for row in group:
@@ -187,7 +187,8 @@ def at_equal_error(rows: list[Row], baselines: Sequence[str]) -> list[dict[str, 
                         for column in (ERROR, distance)
                     )
                     error = np.log(row[ERROR])
-                    if len(curve) and errors[0] <= error <= errors[-1]:
+                    reached = len(curve) and errors[0] <= error <= errors[-1]
+                    if reached and baseline != objective:
                         found = np.interp(error, errors, distances)
                         ratios.append(np.log(row[distance]) - found)
                 cells[f"{samples} / {baseline}"] = _shown_ratio(ratios)
