@@ -104,7 +104,7 @@ def is_done(workdir: Path, config: ml_collections.ConfigDict, digest: str) -> bo
     if not path.exists():
         return False
     found, wanted = flatten(read_config(workdir)), flatten(config)
-    other = [key for key in wanted if found[key] != wanted[key]]
+    other = [k for k in wanted if k != "data.dir" and found[k] != wanted[k]]
     evaluation = json.loads(path.read_text())
     if digest[:12] not in evaluation["protocol"]["images"]:
         other.append("classifier")
@@ -223,7 +223,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    of_images = tables.digest_images(args.images)  # which share no folder
+    of_images = tables.digest_images(args.images)  # others are other runs
     folder = args.runs / "-".join(filter(None, (args.data, of_images)))
     folder.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -34,12 +34,13 @@ DATA = {
     ),
     "faces": (
         "celeba:folder",
-        {"data.size": 32, "model.latent_size": 32},
+        {"data.name": "", "data.size": 32, "model.latent_size": 32},
         (500, 1000, 2000, 4000),
     ),
     "faces64": (
         "celeba:folder",
         {
+            "data.name": "",
             "model.widths": (16, 32, 64, 64),
             "model.latent_size": 32,
         },

@@ -42,7 +42,7 @@ def get_config(variant: str = ""):
     config.discriminator.norm = "group"
     config.train.steps = 100_000
     if "folder" in words:
-        config.data.source, config.data.name = "folder", ""
+        config.data.source = "folder"
         config.data.crop = "center"
     if "128" in words:
         config.data.size = 128

@@ -12,7 +12,7 @@ from rich.table import Table
 from gamix_jax.data.images import FILTER
 from gamix_jax.errors import InputError, make_folder
 from gamix_jax.feature_sets import MOST_KEPT
-from gamix_jax.files import write_whole
+from gamix_jax.files import written_whole
 from gamix_jax.likelihood import ELBO_SAMPLES
 from gamix_jax.logs import write_scalars
 from gamix_jax.measurements import SCORED_IMAGES, Evaluation, Options
@@ -58,7 +58,8 @@ def evaluate(workdir: Path, options: Options, console: Console) -> dict[str, Any
             f"Not finite: {', '.join(bad)}; the model has diverged, go back to an earlier one."
         )
     path = workdir / FILE
-    write_whole(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    with written_whole(path) as file:
+        file.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
     write_scalars(workdir, result["step"], dict(_scalars("evaluation", result)))
     print_tables(result, console)
     console.print(f"All numbers, and how each was made: {path}", soft_wrap=True)

@@ -21,7 +21,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from gamix_jax.files import write_whole
+from gamix_jax.files import written_whole
 
 TERMS = ("reconstruction", "kl", "collapse_penalty", "adversarial")
 
@@ -33,7 +33,8 @@ class MetricLog:
         path = workdir / "metrics.jsonl"
         if path.exists():
             lines = [line for line in _lines(path) if _step_of(line) <= step]
-            write_whole(path, "".join(line + "\n" for line in lines))
+            with written_whole(path) as file:
+                file.writelines(line + "\n" for line in lines)
         self._file = path.open("a")
         # Not tensorboardX's SummaryWriter: once the disk is full, its thread dies and
         # its queue blocks the run for good.

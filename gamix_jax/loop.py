@@ -94,17 +94,14 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
         if run.log:
             draw(state, step)
             # Last, for it is the sign that the evaluation is done.
-            run.log.write(step, {f"test/{k}": v for k, v in finite(values).items()})
-        bad = ", ".join(sorted(set(values) - set(finite(values))))
+            run.log.write(step, {f"test/{k}": v for k, v in _finite(values).items()})
+        bad = ", ".join(sorted(set(values) - set(_finite(values))))
         if bad:
             console.print(
-                f"Not finite of the held-out images at step {step}: {bad}.",
+                f"Not finite of the held-out images at step {step}, so left out of the log: {bad}.",
                 soft_wrap=True,
             )
         return True
-
-    def finite(values: dict[str, float]) -> dict[str, float]:
-        return {name: x for name, x in values.items() if math.isfinite(x)}
 
     console.print(
         f"Training {run.workdir} from step {start} to {options.steps} on {jax.device_count()} {jax.devices()[0].device_kind}"
@@ -140,7 +137,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
                 values["images_per_second"] = (
                     (step - marked) * options.batch_size / seconds
                 )
-                values = finite(values)
+                values = _finite(values)
                 if run.log:
                     run.log.write(step, values)
                 bar.show(step, values)
@@ -183,6 +180,10 @@ def _save(run: Run, step: int, state: TrainState, pending: bool) -> None:
         "evaluation_pending": pending,
     }
     run.checkpoints.save(step, state, position)
+
+
+def _finite(values: dict[str, float]) -> dict[str, float]:
+    return {name: x for name, x in values.items() if math.isfinite(x)}
 
 
 def _read(metrics: Metrics) -> dict[str, float]:

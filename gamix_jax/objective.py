@@ -101,8 +101,10 @@ def _moments(
     """Of the batch, or with those of the batches before."""
     if objective.moment_decay == 0:
         return aggregate_moments(posterior, axis_name, objective.covariance == "full")
-    # At first the plain average of all steps, which owes nothing to how it began.
+    # At first the plain average of all steps, which owes nothing to how it began; a run
+    # that had another objective so far has no memory yet.
     newest = jnp.maximum(1.0 - objective.moment_decay, 1.0 / (1.0 + step))
+    newest = jnp.where(jnp.any(memory.within > 0.0), newest, 1.0)
     return remembered_moments(posterior, memory, newest, axis_name)
 
 

@@ -11,7 +11,7 @@ from gamix_jax.data.photos import decode_photo, is_photo, open_photos
 from gamix_jax.errors import InputError
 
 MOST_IMAGES = 10_000  # of each kind, unless asked for more
-STREAM = 2**63 + 1  # of random orders, which no epoch of a training has
+STREAM = 2**63  # of random orders, which no epoch of a training has
 
 
 def name_of(options: ml_collections.ConfigDict) -> str:
@@ -57,8 +57,8 @@ def open_other_images(
     if kind in ("folder", "array") and place:
         options.dir = place
     elif kind == "tfds" and place:
-        stored = data_dir or like.dir if like.source == "tfds" and like.name else ""
-        options.dir = stored
+        stored = like.source == "tfds" and like.name
+        options.dir = (data_dir or like.dir) if stored else ""
         options.name, options.train_split, options.test_split = place, "train", "test"
     elif source != "digits":
         raise InputError(

@@ -97,7 +97,7 @@ def _draw(
         return sampler.mean[component] + temperature * spread
 
     # Full factors are [D, D] for each draw.
-    return jax.lax.map(moved, (component, noise), batch_size=min(n, FACTORS_AT_ONCE))
+    return jax.lax.map(moved, (component, noise), batch_size=FACTORS_AT_ONCE)
 
 
 def prior_sampler(prior: GaussianMixture) -> LatentSampler:

@@ -14,7 +14,7 @@ from gamix_jax.checkpoint import Checkpoints, check_room
 from gamix_jax.config import default_config, flatten
 from gamix_jax.config_check import check_config
 from gamix_jax.errors import NO_ROOM, InputError, make_folder, raise_if_memory_is_full
-from gamix_jax.files import write_whole
+from gamix_jax.files import written_whole
 from gamix_jax.lock import locked, read_holder
 from gamix_jax.logs import MetricLog, holds_evaluation
 from gamix_jax.loop import Run, run_steps
@@ -138,8 +138,8 @@ def _train(
         return state
     log = None
     if jax.process_index() == 0:
-        content = json.dumps(config.to_dict(), indent=2) + "\n"
-        write_whole(workdir / "config.json", content)
+        with written_whole(workdir / "config.json") as file:
+            file.write(json.dumps(config.to_dict(), indent=2) + "\n")
         log = stack.enter_context(MetricLog(workdir, int(state.step)))
     run = Run(
         config,

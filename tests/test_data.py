@@ -148,12 +148,23 @@ def test_which_folders_are_splits(tmp_path, folders, splits):
     assert len(source) == (len(folders) if splits == ["train"] else 1)
 
 
-@pytest.mark.parametrize("name", ["preview.png", "unlabeled/a.png"])
-def test_a_stray_photo_does_not_make_test_images_training_images(tmp_path, name):
-    for path in ("train/a.png", "test/a.png", name):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/a.png", "test/a.png", "preview.png"),
+        ("train/a.png", "test/a.png", "unlabeled/a.png"),
+        ("faces/train/a.png", "faces/test/a.png", "preview.png"),
+        ("train/a.png", "val/a.png", "preview.png"),
+        ("Train/a.png", "Test/a.png"),
+        ("bus/train/a.png", "bus/test/a.png", "car/train/a.png"),
+    ],
+)
+def test_test_images_do_not_become_training_images(tmp_path, names):
+    """By what lies beside or around them, or by a capital letter."""
+    for path in names:
         photo(tmp_path / path)
     config = data_config(source="folder", dir=str(tmp_path), test_fraction=0.5)
-    with pytest.raises(InputError, match=f"move {name.split('/')[0]} elsewhere"):
+    with pytest.raises(InputError, match="that cannot be its splits"):
         open_images(config, "train")
 
 

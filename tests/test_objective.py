@@ -150,6 +150,17 @@ def test_aggregate_objective_with_memory(covariance):
     )
 
 
+def test_a_run_that_had_another_objective_begins_its_memory():
+    """At step 1,000 an average with the zeros that it carried would be almost nothing but them."""
+    code = coding()
+    elbo = tiny_config(objective__kl="elbo")
+    _, _, carried, _ = objective(elbo, code, step=999)
+    config = tiny_config(objective__moment_decay=0.99)
+    _, _, moments, _ = objective(config, code, carried, step=1000)
+    expected = aggregate_moments(code.posterior)
+    chex.assert_trees_all_close(moments, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", ["aggregate", "elbo", "siwae"])
 def test_a_dead_component_does_not_spoil_the_gradient(form):
     """Logits 200 apart: a weight of 0 in float32."""

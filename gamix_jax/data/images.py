@@ -17,7 +17,8 @@ FILTER = "bicubic, antialiased"
 
 def permutation(count: int, seed: int, stream: int) -> np.ndarray:
     """A random order, int64 [count], by raw bits of Philox: NumPy keeps these the same in every version, as it does not its own permutations."""
-    bits = np.random.Philox(key=(seed, stream)).random_raw(count)
+    key = np.array((seed, stream), np.uint64)
+    bits = np.random.Philox(key=key).random_raw(count)
     return np.argsort(bits, kind="stable")
 
 

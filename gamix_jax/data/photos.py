@@ -1,5 +1,6 @@
 """Photos in a folder, a zip or a tar: their names in one order, their content, their splits and classes."""
 
+import collections
 import io
 import os
 import tarfile
@@ -189,7 +190,8 @@ def divide(
 
     Raises:
       InputError: there are a folder test and others of SPLITS, but none called train; or
-        folders train and test with something else beside them.
+        a folder train and others of SPLITS that cannot be splits, so that what is to be
+        held out would be trained on.
     """
     base = ""
     while True:
@@ -203,12 +205,15 @@ def divide(
             f"{where} has a folder test but no folder train; add one, or name a folder "
             "without either."
         )
-    others = sorted(tops - set(SPLITS))
-    if others and {"train", "test"} <= tops:
-        raise InputError(
-            f"{where} has folders train and test with {others[0]} beside them, so they might "
-            f"be splits or classes; move {others[0]} elsewhere."
-        )
+    for around, children in _folders(names).items():
+        found = [child for child in children if child.lower() in SPLITS]
+        held_out = len(found) > 1 and "train" in map(str.lower, found)
+        if held_out and not (divided and around == base):
+            raise InputError(
+                f"{where} has folders {' and '.join(found)} that cannot be its splits; see to it "
+                "that they are called train and test, with nothing else beside them or "
+                "around them, or rename them if they are classes."
+            )
     folders = {"train": base}
     if divided and "train" in tops:
         folders = {split: f"{base}{split}/" for split in SPLITS if split in tops}
@@ -220,6 +225,17 @@ def divide(
         ]
         for split, folder in folders.items()
     }
+
+
+def _folders(names: Sequence[str]) -> dict[str, list[str]]:
+    """The folders within each, which is named with "/" at its end, or "" for the whole; in alphabetical order."""
+    folders = {name.rpartition("/")[0] for name in names}
+    within = collections.defaultdict(set)
+    for folder in folders:
+        parts = folder.split("/") if folder else []
+        for i, part in enumerate(parts):
+            within["".join(f"{above}/" for above in parts[:i])].add(part)
+    return {around: sorted(children) for around, children in within.items()}
 
 
 def class_names(splits: dict[str, list[tuple[str, str | None]]]) -> list[str]:

@@ -1,7 +1,6 @@
 """Arrays by name in a file: read from .npz, or from what torch saved; written whole or not at all."""
 
 import contextlib
-import os
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gamix_jax.errors import NO_ROOM, InputError
+from gamix_jax.files import try_writing, written_whole
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -117,11 +117,9 @@ def check_writable(path: Path) -> None:
     """
     if path.suffix != ".npz" or path.is_dir():
         raise InputError(f"{path} cannot be the features file; name a file, OUT.npz.")
-    new = _beside(path)
     with _one_sentence(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.touch()
-        new.unlink()
+        try_writing(path)
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -130,20 +128,8 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     Raises:
       InputError: it cannot be written.
     """
-    new = _beside(path)
-    with _one_sentence(path):
-        try:
-            with new.open("wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.new")
+    with _one_sentence(path), written_whole(path, "wb") as file:
+        np.savez(file, **arrays)
 
 
 @contextlib.contextmanager

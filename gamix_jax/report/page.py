@@ -1,7 +1,6 @@
 """`--mode=report`: one page about a trained model that can be sent and opens without a network."""
 
 import contextlib
-import os
 import platform
 import shlex
 import subprocess
@@ -22,6 +21,7 @@ from gamix_jax.describe import parameter_table
 from gamix_jax.errors import InputError
 from gamix_jax.evaluate import shown, signed
 from gamix_jax.figures import TILE
+from gamix_jax.files import try_writing, written_whole
 from gamix_jax.logs import read_metrics
 from gamix_jax.pods import software
 from gamix_jax.report.curves import draw_curves
@@ -54,16 +54,11 @@ def report(workdir: Path, data_dir: str, console: Console) -> Path:
     """
     model = load(workdir)
     path = workdir / FILE
-    unnamed = path.with_suffix(f".{os.getpid()}.new")
     with _explained(workdir):
-        unnamed.touch()  # said before the work, not after it
-    try:
-        page = render(contents(workdir, model, data_dir, console))
-        with _explained(workdir):
-            unnamed.write_text(page, "utf-8")
-            os.replace(unnamed, path)
-    finally:
-        unnamed.unlink(missing_ok=True)
+        try_writing(path)
+    page = render(contents(workdir, model, data_dir, console))
+    with _explained(workdir), written_whole(path) as file:
+        file.write(page)
     size = path.stat().st_size / 2**20
     console.print(f"Made {path} ({size:.1f} MiB)", soft_wrap=True)
     return path
