@@ -93,14 +93,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
             return False
         if run.log:
             draw(state, step)
-            # Last, for it is the sign that the evaluation is done.
-            run.log.write(step, {f"test/{k}": v for k, v in _finite(values).items()})
-        bad = ", ".join(sorted(set(values) - set(_finite(values))))
-        if bad:
-            console.print(
-                f"Not finite of the held-out images at step {step}, so left out of the log: {bad}.",
-                soft_wrap=True,
-            )
+            _log_evaluation(run, step, values)  # last, the sign that it is done
         return True
 
     console.print(
@@ -180,6 +173,18 @@ def _save(run: Run, step: int, state: TrainState, pending: bool) -> None:
         "evaluation_pending": pending,
     }
     run.checkpoints.save(step, state, position)
+
+
+def _log_evaluation(run: Run, step: int, values: dict[str, float]) -> None:
+    """What is finite; names what is not."""
+    finite = _finite(values)
+    run.log.write(step, {f"test/{name}": x for name, x in finite.items()})
+    bad = ", ".join(sorted(set(values) - set(finite)))
+    if bad:
+        run.console.print(
+            f"Not finite of the held-out images at step {step}, so left out of the log: {bad}.",
+            soft_wrap=True,
+        )
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

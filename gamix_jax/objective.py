@@ -41,7 +41,8 @@ def autoencoder_objective(
     Returns:
       The loss, a scalar; its terms before weighting, with statistics of the posterior;
       the aggregate's moments, where the objective has them, and the fit after this step.
-      The moments' KL, "active_units" and "components_used" are of the global batch, all else of this replica's.
+      The moments' KL, "active_units" and "components_used" are of the global batch, all
+      else of this replica's.
     """
     objective = config.objective
     posterior, prior, z, reconstruction = coding
