@@ -223,7 +223,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    of_images = tables.digest_images(args.images)  # others are other runs
+    of_images = tables.digest_images(args.images)  # so others lie apart
     folder = args.runs / "-".join(filter(None, (args.data, of_images)))
     folder.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
