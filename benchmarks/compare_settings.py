@@ -61,6 +61,7 @@ FULL = {"objective.covariance": "full"}
 # Moments of 64 images are biased, the more the more dimensions.
 REMEMBERED = AGGREGATE | FULL | STRONG | {"objective.moment_decay": 0.9}
 NEGENTROPY = {"objective.negentropy_components": 64}
+WEAK = {"objective.negentropy_weight": 0.1}
 # Its weight is ADVERSARIAL times that of the reconstruction: the author's 100 beside 5,000.
 HINGE = {"adversarial.loss": "hinge", "optimizer.discriminator_learning_rate": 5e-4}
 ADVERSARIAL = 1 / 50
@@ -81,6 +82,10 @@ OBJECTIVES = {
     "beta-VAE, PatchGAN of samples": ELBO | HINGE | SAMPLES,
     "full, KL 25, memory, PatchGAN": REMEMBERED | HINGE,
     "full, KL 25, negentropy, memory, PatchGAN": REMEMBERED | NEGENTROPY | HINGE,
+    "full, KL 25, weak negentropy, memory, PatchGAN": REMEMBERED
+    | NEGENTROPY
+    | WEAK
+    | HINGE,
     "full, KL 25, negentropy, memory, PatchGAN of samples": REMEMBERED
     | NEGENTROPY
     | HINGE

@@ -55,6 +55,8 @@ def default_config() -> ml_collections.ConfigDict:
     objective.moment_decay = 0.0
     # Aggregate, total only: Gaussians that follow q(z), to see what moments do not; 0: none
     objective.negentropy_components = 0
+    # Of what they see, times kl_weight; at most 1 for a lower bound on KL(q(z) || p)
+    objective.negentropy_weight = 1.0
     objective.collapse_weight = 0.1
     objective.collapse_target = 1.0  # variance at which the collapse penalty vanishes
     # Of a bonus, the entropy of each image's weights, so that no component dies

@@ -52,6 +52,7 @@ NOT_NEGATIVE = (
     "objective.component_entropy_weight",
     "objective.component_chunk",
     "objective.negentropy_components",
+    "objective.negentropy_weight",
     "adversarial.weight",
     "adversarial.start",
     "train.skip_nonfinite",
@@ -168,6 +169,7 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
             ("covariance", "diagonal"),
             ("moment_decay", 0.0),
             ("negentropy_components", 0),
+            ("negentropy_weight", 1.0),
         ):
             if objective[key] != default:
                 raise InputError(

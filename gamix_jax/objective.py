@@ -77,7 +77,7 @@ def autoencoder_objective(
         terms["negentropy_bound"], fit = negentropy_bound(
             posterior, z, moments, fit, step, objective.covariance, axis_name
         )
-        weighted += kl_weight * terms["negentropy_bound"]
+        weighted += kl_weight * objective.negentropy_weight * terms["negentropy_bound"]
     if objective.kl == "siwae":
         # In place of 1 and 2, which are then reported alone: the same at T = K = 1.
         weight = objective.reconstruction_weight / kl_weight

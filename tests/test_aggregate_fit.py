@@ -328,6 +328,7 @@ def test_objective_adds_it_to_the_aggregate_kl():
     config = tiny_config(
         objective__covariance="full",
         objective__negentropy_components=C,
+        objective__negentropy_weight=0.3,
         objective__kl_weight=0.7,
     )
     loss, terms, _, after = objective(config, code, fit=fit)
@@ -337,7 +338,7 @@ def test_objective_adds_it_to_the_aggregate_kl():
     kl = losses.aggregate_kl(moments, covariance="full")
     np.testing.assert_allclose(terms["kl"], kl, rtol=1e-5)
     without = tiny_config(objective__covariance="full", objective__kl_weight=0.7)
-    expected_loss = objective(without, code)[0] + 0.7 * bound
+    expected_loss = objective(without, code)[0] + 0.7 * 0.3 * bound
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
 

@@ -118,6 +118,7 @@ def test_unknown_and_mistyped_keys_are_refused_by_name():
         ("objective.covariance", "banded", "one of diagonal, full"),
         ("objective.moment_decay", 1.0, "below 1"),
         ("objective.negentropy_components", -1, "must not be negative"),
+        ("objective.negentropy_weight", -0.1, "must not be negative"),
         ("objective.samples", 0, "must be positive"),
         ("objective.component_entropy_weight", -1.0, "must not be negative"),
         ("objective.component_entropy_weight", 1.0, "components above 1"),
@@ -179,6 +180,11 @@ def test_bad_values_are_refused_with_what_they_may_be(key, value, sentence):
         (
             {"objective.kl": "elbo", "objective.negentropy_components": 8},
             "objective.negentropy_components",
+            "aggregate only",
+        ),
+        (
+            {"objective.kl": "elbo", "objective.negentropy_weight": 0.5},
+            "objective.negentropy_weight",
             "aggregate only",
         ),
         (
