@@ -127,7 +127,7 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
             "are of bounded_images of them. sliced_wasserstein: one draw an image, beside the same for "
             "as many draws of N(0, I). accuracy: of labels from posterior means on held-out images, by 5 "
             f"nearest neighbours and logistic regression fitted to so many of {coded:,} training "
-            "images. within_variance: of one image's posterior, the spread of its components "
+            "images, the mean of up to 10 choices of them. within_variance: of one image's posterior, the spread of its components "
             "included; between_variance: of the posterior means."
         ),
         "anomaly": "No other images were given."
