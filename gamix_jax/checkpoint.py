@@ -154,7 +154,8 @@ class Checkpoints:
         if differing:
             raise InputError(
                 f"The checkpoint of step {step} in {self.directory} is of another model: {'; '.join(differing)}. "
-                "Give the configuration it was made with, or another --workdir."
+                "Give the configuration and the version of gamix_jax it was made with, or "
+                "another --workdir."
             )
         # To the host, so that no sharding over the devices of then is asked for.
         wanted = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), raw)

@@ -70,13 +70,15 @@ def make_models(
 def make_optimizers(
     config: ml_collections.ConfigDict,
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Adam for the autoencoder and for the discriminator."""
+    """Adam for the autoencoder and for the discriminator, of all parameters as one vector: a call of the step costs by the array."""
     return tuple(
-        optax.adam(
-            learning_rate,
-            b1=config.optimizer.beta1,
-            b2=config.optimizer.beta2,
-            eps=1e-7,
+        optax.flatten(
+            optax.adam(
+                learning_rate,
+                b1=config.optimizer.beta1,
+                b2=config.optimizer.beta2,
+                eps=1e-7,
+            )
         )
         for learning_rate in (
             config.optimizer.generator_learning_rate,
@@ -128,7 +130,9 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
             else None,
             discriminator_params=opponent["params"],
             discriminator_batch_stats=opponent.get("batch_stats", {}),
-            discriminator_opt_state=discriminator_optimizer.init(opponent["params"]),
+            discriminator_opt_state=discriminator_optimizer.init(opponent["params"])
+            if opponent["params"]
+            else optax.EmptyState(),
         )
 
     return initialize(jax.random.key(config.seed))

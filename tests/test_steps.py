@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from gamix_jax import losses
 from gamix_jax.bounds import aggregate_kl_bounds, mutual_information_bounds
@@ -79,8 +80,13 @@ def run(config, steps=1, devices=1):
 
 def gradients(state, player):
     """Adam's first moment after one step is (1 - beta1) times the gradient."""
+    return jax.tree.map(lambda mu: mu / 0.5, first_moments(state, player))
+
+
+def first_moments(state, player):
+    """Adam's, which has all parameters as one vector, by parameter."""
     (adam, _) = getattr(state, f"{player}_opt_state")
-    return jax.tree.map(lambda mu: mu / 0.5, adam.mu)
+    return ravel_pytree(getattr(state, f"{player}_params"))[1](adam.mu)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +130,7 @@ def assert_same_adam_steps(one, other, player, steps):
     learning rate * e / (|g| + 1e-7) a step; only where g is nothing but rounding (a
     bias that batch normalisation takes out again) is that a good part of the step.
     """
-    first = [
-        jax.tree.leaves(getattr(x, f"{player}_opt_state")[0].mu) for x in (one, other)
-    ]
+    first = [jax.tree.leaves(first_moments(x, player)) for x in (one, other)]
     largest = max(np.max(np.abs(mu)) for mu in first[0])
     for a, b in zip(*first, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest)
