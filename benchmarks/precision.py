@@ -3,11 +3,12 @@
     python benchmarks/precision.py --images=DIR --runs=runs/precision --out=docs --json=benchmarks/precision.json
 
 `--images` is the folder of photos that configs/celeba.py:folder,small trains on, with the
-discriminator from the first step. Draws the curves to OUT/precision.png. The table has
-means over the last fifth of the steps; a difference is relative to float32. What seeds
-alone differ by says how much of it is chance: trainings drift apart from the first
-rounding. So the losses of float32's last weights are also computed in both precisions, of
-the same images and noise.
+discriminator from the first step. Draws the curves to OUT/precision.png. The first table
+has means over the last fifth of the steps, and what they differ from float32's by, relative
+to the mean size of float32's. What seeds alone differ by says how much of it is chance:
+trainings drift apart from the first rounding. So the second has the losses of float32's last
+state in both precisions, of the same noise and the first training images, unmirrored: the
+mean difference, its standard error over the batches, and the largest.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 import record
 
 from gamix_jax.data import open_images
-from gamix_jax.parallel import compile_mapped, pmapped, put_on_devices, replicate
+from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import TrainState
 from gamix_jax.steps import make_train_step
 from gamix_jax.train import train
@@ -30,6 +31,7 @@ LOSSES = (
     "reconstruction",
     "kl",
     "collapse_penalty",
+    "adversarial",
     "generator_loss",
     "discriminator_loss",
 )
@@ -38,9 +40,7 @@ RUNS = {
     "bfloat16": ("bfloat16", 0),
     "float32, another seed": ("float32", 1),
 }
-
-
-BATCHES = 50  # of training images, for the losses at the same weights
+BATCHES = 50  # for the losses of one state
 
 
 def config_of(
@@ -70,15 +70,13 @@ def curves(
 def losses_at(
     config: ml_collections.ConfigDict, state: TrainState
 ) -> dict[str, np.ndarray]:
-    """The losses of one state, which stays as it is, for [BATCHES] batches."""
+    """The losses of one state, which stays as it is, of as many batches as BATCHES."""
     images, size = open_images(config.data, "train"), config.train.batch_size
-    step, state = pmapped(make_train_step(config)), replicate(state)
-    program, found = None, []
-    for i in range(BATCHES):
-        batch = np.stack([images[j] for j in range(i * size, (i + 1) * size)])
-        batch = put_on_devices(batch)
-        program = program or compile_mapped(step, state, batch)
-        found.append(jax.device_get(program(state, batch)[1]))
+    step, state = map_over_devices(make_train_step(config)), replicate(state)
+    found = []
+    for first in range(0, BATCHES * size, size):
+        batch = images.read(np.arange(first, first + size) % len(images))
+        found.append(jax.device_get(step(state, put_on_devices(batch))[1]))
     return {loss: np.array([metrics[loss] for metrics in found]) for loss in LOSSES}
 
 
@@ -108,36 +106,48 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found, configs, states = {}, {}, {}
+    found, states = {}, {}
     for name, (dtype, seed) in RUNS.items():
-        configs[name] = config_of(args.images, dtype, seed, args.steps)
-        workdir = args.runs / f"{dtype}_{seed}"
-        found[name], states[name] = curves(configs[name], workdir)
-    same = {
-        name: losses_at(configs[name], states["float32"])
-        for name in ("float32", "bfloat16")
-    }
+        config = config_of(args.images, dtype, seed, args.steps)
+        found[name], states[name] = curves(config, args.runs / f"{dtype}_{seed}")
     draw(found, args.out / "precision.png")
-    rows = []
+    same = {
+        dtype: losses_at(
+            config_of(args.images, dtype, 0, args.steps), states["float32"]
+        )
+        for dtype in ("float32", "bfloat16")
+    }
+    trained, of_one_state = [], []
     for loss in LOSSES:
-        means = {
-            name: float(values[loss][-args.steps // 5 :].mean())
-            for name, values in found.items()
+        late = {
+            name: values[loss][-args.steps // 5 :] for name, values in found.items()
         }
-        of_float32 = means["float32"]
-        before, after = (same[name][loss] for name in ("float32", "bfloat16"))
-        rows.append(
-            {
-                "loss": loss,
-                **means,
-                "of bfloat16": f"{means['bfloat16'] / of_float32 - 1:+.2%}",
-                "of the seed": f"{means['float32, another seed'] / of_float32 - 1:+.2%}",
-                "same weights": f"{after.mean() / before.mean() - 1:+.3%}",
-                "a batch": f"{np.max(np.abs(after - before)) / np.mean(np.abs(before)):.3%}",
+        scale = np.mean(np.abs(late["float32"]))
+        means = {name: float(values.mean()) for name, values in late.items()}
+        trained.append(
+            {"loss": loss, **means}
+            | {
+                f"{name} / float32 - 1": f"{(mean - means['float32']) / scale:+.2%}"
+                for name, mean in means.items()
+                if name != "float32"
             }
         )
-    record.show(rows, f"Losses, steps {args.steps * 4 // 5} to {args.steps}")
-    record.write(args.json, {"rows": rows, "steps": args.steps})
+        apart = same["bfloat16"][loss] - same["float32"][loss]
+        scale = np.mean(np.abs(same["float32"][loss]))
+        error = np.std(apart, ddof=1) / len(apart) ** 0.5
+        of_one_state.append(
+            {
+                "loss": loss,
+                "float32": float(same["float32"][loss].mean()),
+                "bfloat16 - float32": f"{np.mean(apart) / scale:+.3%}",
+                "standard error": f"{error / scale:.3%}",
+                "largest of a batch": f"{np.max(np.abs(apart)) / scale:.3%}",
+            }
+        )
+    record.show(trained, f"Losses, steps {args.steps * 4 // 5} to {args.steps}")
+    record.show(of_one_state, f"Losses of float32's state after step {args.steps}")
+    tables = {"trained": trained, "of one state": of_one_state}
+    record.write(args.json, tables | {"steps": args.steps})
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ class Checkpoints:
         differing = _differences(_shapes(saved), _shapes(raw))
         if differing:
             raise InputError(
-                f"The checkpoint of step {step} in {self.directory} is of another model: {'; '.join(differing)}. "
+                f"The checkpoint of step {step} in {self.directory} is of another model or version: {'; '.join(differing)}. "
                 "Give the configuration and the version of gamix_jax it was made with, or "
                 "another --workdir."
             )

@@ -180,6 +180,11 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
             raise InputError(
                 f"config.objective.{key} is {objective[key]!r}; it needs config.objective.variance = total."
             )
+    if objective.negentropy_weight != 1 and not objective.negentropy_components:
+        raise InputError(
+            f"config.objective.negentropy_weight is {objective.negentropy_weight}; it needs "
+            "config.objective.negentropy_components above 0 to act on."
+        )
     if objective.component_entropy_weight and (
         model.components == 1 or model.weights == "uniform"
     ):

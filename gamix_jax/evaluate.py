@@ -16,6 +16,7 @@ from gamix_jax.files import written_whole
 from gamix_jax.likelihood import ELBO_SAMPLES
 from gamix_jax.logs import write_scalars
 from gamix_jax.measurements import SCORED_IMAGES, Evaluation, Options
+from gamix_jax.metrics.latents import CHOICES
 from gamix_jax.run_images import name_of
 from gamix_jax.sampling import FITTED_COMPONENTS
 
@@ -127,7 +128,7 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
             "are of bounded_images of them. sliced_wasserstein: one draw an image, beside the same for "
             "as many draws of N(0, I). accuracy: of labels from posterior means on held-out images, by 5 "
             f"nearest neighbours and logistic regression fitted to so many of {coded:,} training "
-            "images, the mean of up to 10 choices of them. within_variance: of one image's posterior, the spread of its components "
+            f"images, the mean of {CHOICES} choices of them; standard errors are for the held-out images and the choices. within_variance: of one image's posterior, the spread of its components "
             "included; between_variance: of the posterior means."
         ),
         "anomaly": "No other images were given."

@@ -188,6 +188,11 @@ def test_bad_values_are_refused_with_what_they_may_be(key, value, sentence):
             "aggregate only",
         ),
         (
+            {"objective.negentropy_weight": 0.5},
+            "objective.negentropy_weight",
+            "negentropy_components above 0",
+        ),
+        (
             {"objective.variance": "between", "objective.covariance": "full"},
             "objective.covariance",
             "variance = total",

@@ -180,20 +180,17 @@ def test_accuracy_is_that_of_scikit_learn():
 
 
 def test_accuracy_is_a_mean_over_choices_of_the_labelled():
-    """Its standard error is what fresh codes spread it by (60 trials: 9 %)."""
+    """Its standard error is what other choices spread it by (60 of them: 9 %), the codes held fixed; so many test codes add little."""
     rng = np.random.default_rng(0)
-    labels = np.arange(600) % 2
-    estimates = []
-    for _ in range(60):
-        z = labels[:, None] + rng.normal(0.0, 0.5, (600, 1))
-        split = (z[:400], labels[:400], z[400:], labels[400:])
-        estimates.append(
-            accuracy_by_labels(*split, counts=(10,))[10].nearest_neighbours
-        )
+    labels = np.arange(4400) % 2
+    z = labels[:, None] + rng.normal(0.0, 0.5, (4400, 1))
+    split = (z[:400], labels[:400], z[400:], labels[400:])
+    estimates = [
+        accuracy_by_labels(*split, counts=(10,), seed=seed)[10].nearest_neighbours
+        for seed in range(60)
+    ]
     values, errors = np.transpose(estimates)
     np.testing.assert_allclose(np.mean(errors), np.std(values), rtol=0.3)
-    # One choice's value is a multiple of 1/200, a mean of ten is not.
-    assert np.any(np.abs(200 * values - np.rint(200 * values)) > 0.01)
 
 
 def test_labels_are_chosen_by_class():
@@ -250,6 +247,8 @@ def test_bad_input_is_named():
         accuracy_by_labels(z, 0 * labels, z, labels)
     with pytest.raises(InputError, match="30 codes want 30 labels"):
         accuracy_by_labels(z, labels, z, labels[:5])
+    with pytest.raises(InputError, match="want 5 labelled codes or more, not 0"):
+        accuracy_by_labels(z, labels, z, labels, counts=(10, 0))
     with pytest.raises(InputError, match="2 and of 3 dimensions"):
         accuracy_by_labels(z, labels, np.zeros((30, 3)), labels)
     with pytest.raises(InputError, match="not finite"):

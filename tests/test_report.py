@@ -381,8 +381,15 @@ def test_what_the_discriminator_judges_is_in_words():
 
 
 def test_the_negentropy_is_in_words_and_curves_where_the_objective_has_it():
-    config = tiny_config(objective__negentropy_components=8)
-    assert any("mixture of 8 Gaussians" in term for _, term in weighted_terms(config))
+    config = tiny_config(
+        objective__negentropy_components=8,
+        objective__negentropy_weight=0.25,
+        objective__kl_weight=2.0,
+    )
+    (weight,) = (w for w, term in weighted_terms(config) if "8 Gaussians" in term)
+    assert weight == "0.5"  # 0.25 * 2
+    config.objective.negentropy_weight = 0.0
+    assert "8 Gaussians" not in str(weighted_terms(config))
     (negentropy,) = (p for p in panels(config) if p.training == "negentropy_bound")
     assert negentropy not in panels(tiny_config())
     assert "8 Gaussians" not in str(weighted_terms(tiny_config()))

@@ -21,7 +21,7 @@ from gamix_jax.metrics.estimate import (
 )
 
 NEIGHBOURS = 5
-CHOICES = 10  # of labelled codes, at most
+CHOICES = 10  # of labelled codes
 
 
 class SlicedWasserstein(NamedTuple):
@@ -97,8 +97,8 @@ def accuracy_by_labels(
     They are the 5 nearest neighbours, and a linear probe: logistic regression (penalty
     |w|^2 / 2, as scikit-learn has it) on codes scaled to mean 0 and variance 1 over the
     labelled ones. These are a random choice in which classes have their share of all,
-    the smaller choice within the larger. Accuracies are means over N // count choices, at
-    most 10; standard errors are for the test codes and, of two choices or more, for them.
+    the smaller choice within the larger. Accuracies are means over 10 such
+    choices; standard errors are for the test codes and the choices, the N codes held fixed.
 
     Args:
       train_z: [N, D], of which the labelled codes are chosen.
@@ -113,7 +113,7 @@ def accuracy_by_labels(
 
     Raises:
       InputError: codes are not finite or differ in D, labels are not one for each, or
-        all of one class.
+        all of one class, or a count is below 5.
     """
     train_z, test_z = check_both(train_z, test_z, least=1)
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
@@ -124,11 +124,15 @@ def accuracy_by_labels(
             )
     if len(np.unique(train_labels)) < 2:
         raise InputError("All labels are the same; a classifier wants two classes.")
+    if min(counts) < NEIGHBOURS:
+        raise InputError(
+            f"The nearest neighbours want {NEIGHBOURS} labelled codes or more, not {min(counts)}."
+        )
     orders = [_stratified_order(train_labels, [seed, i]) for i in range(CHOICES)]
 
     def accuracy(classifier: BaseEstimator, count: int) -> Estimate:
         correct = []
-        for order in orders[: len(train_z) // count]:
+        for order in orders if count < len(train_z) else orders[:1]:
             chosen = order[:count]
             classifier.fit(train_z[chosen], train_labels[chosen])
             correct.append(classifier.predict(test_z) == test_labels)

@@ -176,15 +176,17 @@ def weighted_terms(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
                 "KL of the aggregate posterior's moments to N(0, I), "
                 f"{objective.covariance} covariance, {objective.variance} variance"
             )
-        if objective.negentropy_components:
-            kl += (
-                ", and what lies beyond them, by a mixture of "
-                f"{objective.negentropy_components} Gaussians"
-            )
         terms = [
             (objective.reconstruction_weight, error),
             (objective.kl_weight, kl + warmup),
         ]
+        if objective.negentropy_components:
+            beyond = (
+                "KL of the aggregate posterior beyond its moments, by a mixture of "
+                f"{objective.negentropy_components} Gaussians{warmup}"
+            )
+            weight = objective.kl_weight * objective.negentropy_weight
+            terms.append((weight, beyond))
     collapse = f"penalty on variances that differ from {objective.collapse_target:g}"
     terms += [
         (objective.collapse_weight, collapse),
