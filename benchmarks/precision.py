@@ -92,7 +92,8 @@ def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
             [of[loss][len(of[loss]) // 10 :] for of in found.values()]
         )
         axes.set(title=loss, xlabel="step", ylim=np.quantile(late, (0.0, 0.99)))
-    panels[0].legend(frameon=False)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=100)
 
 
