@@ -130,7 +130,8 @@ def test_another_configuration_is_refused_with_all_that_differs(whole):
     )
     # What fits neither, however much it is wanted, is told by the arrays that differ.
     with pytest.raises(
-        InputError, match=r"step 4 .* of another model: .*\(4, 64\), not \(5, 64\)"
+        InputError,
+        match=r"step 4 .* of another model or version: .*\(4, 64\), not \(5, 64\)",
     ) as error:
         train(config, whole[0], accept_changes=True)
     assert "\n" not in str(error.value)
