@@ -27,16 +27,16 @@ def keep_freed_memory() -> None:
     """Has this process keep the memory that it frees (glibc), before JAX starts its threads.
 
     A program's temporary memory on a CPU otherwise comes from the system anew at each
-    call, and mapping its pages takes up to a quarter of a training step. What devices
-    there are is not known so early: with a GPU it is the host's memory that is kept, and
-    never shrinks.
+    call, and mapping its pages takes up to a quarter of a training step. Only the heap of
+    the main thread can be kept, so programs of one CPU device run in the thread that
+    calls them, not in one of JAX's own. (One heap for all threads would be kept too, but
+    they wait for it: steps took up to 1.7 times as long.) What devices there are is not
+    known so early: with a GPU it is the host's memory that is kept, and never shrinks.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    # malloc.h: never trimmed, nothing by mmap, and one heap: those of threads that have
-    # their own would give large pieces back.
-    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    trim_threshold, mmap_max = -1, -4  # malloc.h: never trimmed, nothing by mmap
     libc = ctypes.CDLL(None)
     libc.mallopt(trim_threshold, -1)
     libc.mallopt(mmap_max, 0)
-    libc.mallopt(arena_max, 1)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)

@@ -10,7 +10,8 @@ import pytest
 
 from gamix_jax.cpu import compiler_options
 
-# Ten steps of 64 MiB of temporary memory each; prints how many pages they mapped.
+# Ten steps of 64 MiB of temporary memory and as much of results; prints how many pages they
+# mapped. (A sum would be YNNPACK's, which takes memory in threads of its own.)
 FAULTS = """
 import resource, sys
 from gamix_jax.cpu import keep_freed_memory
@@ -20,7 +21,7 @@ import jax, jax.numpy as jnp
 
 @jax.jit
 def step(x):
-    return jnp.sum(jax.lax.optimization_barrier(x.T * 2.0) * x)
+    return jax.lax.optimization_barrier(x.T * 2.0) * x
 
 x = jnp.ones((4096, 4096))
 for _ in range(60):
@@ -50,7 +51,6 @@ def test_convolutions_are_not_ynnpack_s():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 @pytest.mark.slow
 def test_freed_memory_is_kept():
-    """A step may begin before the last one's memory is free, so that a few can still map pages."""
     kept, fresh = (
         int(
             subprocess.run(
@@ -62,4 +62,4 @@ def test_freed_memory_is_kept():
         )
         for word in ("keep", "fresh")
     )
-    assert kept < fresh / 4
+    assert kept < fresh / 100

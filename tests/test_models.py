@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from gamix_jax.models import Autoencoder, Decoder, Encoder, PatchDiscriminator
+from gamix_jax.models.convolution import Conv
 from gamix_jax.models.normalization import Normalization
 from gamix_jax.models.resnet_v2 import (
     ConvTranspose,
@@ -332,3 +333,24 @@ def test_noise_belongs_to_the_image_not_to_the_batch():
     z = model.apply(variables, x, keys).z
     last = model.apply(variables, x[2:], keys[2:]).z
     np.testing.assert_allclose(z[:, 2:], last, rtol=1e-4, atol=1e-5)
+
+
+def test_convolutions_on_a_cpu_read_what_is_in_memory():
+    """Without barriers XLA computes it anew for each convolution and gradient that reads it."""
+
+    def loss(params, x):
+        return jnp.sum(jnp.square(Conv(4, (3, 3)).apply(params, jnp.sin(x))))
+
+    x = noise(2, 8, 8, 4)
+    params = Conv(4, (3, 3)).init(KEY, x)
+    equations = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, x).eqns
+    makers = {value: e.primitive.name for e in equations for value in e.outvars}
+    read = [
+        makers[value]
+        for e in equations
+        if e.primitive.name == "conv_general_dilated"
+        for value in e.invars
+        if value.aval.shape == x.shape
+    ]
+    # The result of the images, the images' gradient of the cotangent, the kernel's of both.
+    assert read == ["optimization_barrier"] * 4

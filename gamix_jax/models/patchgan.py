@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gamix_jax.models.convolution import Conv
 from gamix_jax.models.normalization import Norm, Normalization
 
 
@@ -39,9 +40,9 @@ class PatchDiscriminator(nn.Module):
             )
         x = images
         for width, stride in zip(self.widths, self.strides, strict=True):
-            x = nn.Conv(width, (3, 3), strides=stride, dtype=self.dtype)(x)
+            x = Conv(width, (3, 3), strides=stride, dtype=self.dtype)(x)
             x = nn.leaky_relu(
                 Normalization(self.norm, self.dtype)(x, train), negative_slope=0.3
             )
-        x = nn.Conv(1, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
+        x = Conv(1, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
         return Normalization(self.norm)(x, train) if self.norm_logits else x

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gamix_jax.models.convolution import Conv, convolve
 from gamix_jax.models.normalization import Norm, Normalization
 
 
@@ -37,7 +38,7 @@ class ConvTranspose(nn.Module):
         def phase(rows: slice, columns: slice) -> jax.Array:
             reaching = kernel[rows, columns]
             before = ((reaching.shape[0] - 1, 0), (reaching.shape[1] - 1, 0))
-            return jax.lax.conv_general_dilated(
+            return convolve(
                 x, reaching, (1, 1), before, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
 
@@ -62,7 +63,7 @@ class ResidualBlock(nn.Module):
         y = x
         for kernel_size in (3, 3, 1):
             y = nn.relu(Normalization(self.norm, self.dtype)(y, train))
-            y = nn.Conv(x.shape[-1], (kernel_size, kernel_size), dtype=self.dtype)(y)
+            y = Conv(x.shape[-1], (kernel_size, kernel_size), dtype=self.dtype)(y)
         return x + y
 
 
@@ -79,16 +80,16 @@ class DownsampleBlock(nn.Module):
         y = x
         for _ in range(2):
             y = nn.relu(Normalization(self.norm, self.dtype)(y, train))
-            y = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(y)
+            y = Conv(x.shape[-1], (3, 3), dtype=self.dtype)(y)
         y = nn.relu(Normalization(self.norm, self.dtype)(y, train))
-        y = nn.Conv(self.features, (1, 1), strides=2, dtype=self.dtype)(y)
+        y = Conv(self.features, (1, 1), strides=2, dtype=self.dtype)(y)
         shortcut = nn.relu(
             Normalization(self.norm, self.dtype, name="shortcut_norm")(x, train)
         )
         return (
-            nn.Conv(
-                self.features, (1, 1), strides=2, dtype=self.dtype, name="shortcut"
-            )(shortcut)
+            Conv(self.features, (1, 1), strides=2, dtype=self.dtype, name="shortcut")(
+                shortcut
+            )
             + y
         )
 
@@ -104,7 +105,7 @@ class UpsampleBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] to [B, 2H, 2W, features]."""
         y = nn.relu(Normalization(self.norm, self.dtype)(x, train))
-        y = nn.Conv(self.features, (1, 1), dtype=self.dtype)(y)
+        y = Conv(self.features, (1, 1), dtype=self.dtype)(y)
         y = nn.relu(Normalization(self.norm, self.dtype)(y, train))
         y = ConvTranspose(self.features, dtype=self.dtype)(y)
         shortcut = nn.relu(
@@ -177,13 +178,13 @@ class Encoder(nn.Module):
                 epsilon=1e-3,
                 dtype=self.dtype,
             )(x)
-        x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype)(x)
+        x = Conv(self.widths[0], (3, 3), dtype=self.dtype)(x)
         make = _blocks(self.remat, self.norm, self.dtype)
         for width in (*self.widths[1:], self.widths[-1]):
             for _ in range(self.blocks):
                 x = make(ResidualBlock)(x, train)
             x = make(DownsampleBlock, features=width)(x, train)
-        return nn.Conv(self.bottleneck, (1, 1), dtype=self.dtype)(x)
+        return Conv(self.bottleneck, (1, 1), dtype=self.dtype)(x)
 
 
 class Decoder(nn.Module):
@@ -227,10 +228,10 @@ class Decoder(nn.Module):
             )
         x = nn.Dense(size * size * self.bottleneck, dtype=self.dtype)(z)
         x = x.reshape(-1, size, size, self.bottleneck)
-        x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype)(x)
+        x = Conv(self.widths[-1], (3, 3), dtype=self.dtype)(x)
         make = _blocks(self.remat, self.norm, self.dtype)
         for width in (*self.widths[-2::-1], self.channels):
             for _ in range(self.blocks):
                 x = make(ResidualBlock)(x, train)
             x = make(UpsampleBlock, features=width)(x, train)
-        return nn.Conv(self.channels, (1, 1), dtype=self.dtype)(x).astype(jnp.float32)
+        return Conv(self.channels, (1, 1), dtype=self.dtype)(x).astype(jnp.float32)
