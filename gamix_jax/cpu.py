@@ -11,9 +11,10 @@ def compiler_options() -> dict[str, str] | None:
 
     Convolutions not by YNNPACK, whose kernel gradients take several times as long as
     those of Eigen, and which slows the forward pass of narrow ones (docs/performance.md).
-    And not the pass that would merge what is computed again to save memory with what it
-    was first computed as, and so save none. jax 0.10 to 0.12 have both options, and a
-    version without them would refuse them.
+    And not the pass that takes optimisation barriers out before operations are fused: those
+    around convolutions (models/convolution.py) would do nothing, and what is computed again
+    to save memory would be merged with what it was first computed as, and save none. jax
+    0.10 to 0.12 have both options, and a version without them would refuse them.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -24,14 +25,15 @@ def compiler_options() -> dict[str, str] | None:
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep the memory that it frees (glibc), before JAX starts its threads.
+    """Has this process keep the memory that its main thread frees (glibc), before JAX starts its own.
 
     A program's temporary memory on a CPU otherwise comes from the system anew at each
-    call, and mapping its pages takes up to a quarter of a training step. Only the heap of
-    the main thread can be kept, so programs of one CPU device run in the thread that
-    calls them, not in one of JAX's own. (One heap for all threads would be kept too, but
-    they wait for it: steps took up to 1.7 times as long.) What devices there are is not
-    known so early: with a GPU it is the host's memory that is kept, and never shrinks.
+    call, and mapping its pages takes up to a quarter of a training step. The heaps of other
+    threads give large pieces back, so programs of one CPU device run in the thread that
+    calls them; those of several do not, and keep little. (One heap for all threads would
+    keep it all, but they wait for it: steps took up to 1.7 times as long.) What devices
+    there are is not known so early: with a GPU it is the host's memory that is kept, and
+    never shrinks.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from gamix_jax.cpu import compiler_options
 from gamix_jax.models import Autoencoder, Decoder, Encoder, PatchDiscriminator
 from gamix_jax.models.convolution import Conv
 from gamix_jax.models.normalization import Normalization
@@ -335,15 +336,16 @@ def test_noise_belongs_to_the_image_not_to_the_batch():
     np.testing.assert_allclose(z[:, 2:], last, rtol=1e-4, atol=1e-5)
 
 
-def test_convolutions_on_a_cpu_read_what_is_in_memory():
-    """Without barriers XLA computes it anew for each convolution and gradient that reads it."""
+def test_convolutions_on_a_cpu_stand_between_barriers():
+    """The result reads its images from behind one, the images' gradient its cotangent, the kernel's both; and they are there when XLA fuses operations."""
 
     def loss(params, x):
         return jnp.sum(jnp.square(Conv(4, (3, 3)).apply(params, jnp.sin(x))))
 
     x = noise(2, 8, 8, 4)
     params = Conv(4, (3, 3)).init(KEY, x)
-    equations = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, x).eqns
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    equations = gradient.trace(params, x).jaxpr.eqns
     makers = {value: e.primitive.name for e in equations for value in e.outvars}
     read = [
         makers[value]
@@ -352,5 +354,6 @@ def test_convolutions_on_a_cpu_read_what_is_in_memory():
         for value in e.invars
         if value.aval.shape == x.shape
     ]
-    # The result of the images, the images' gradient of the cotangent, the kernel's of both.
     assert read == ["optimization_barrier"] * 4
+    compiled = gradient.lower(params, x).compile(compiler_options())
+    assert "opt-barrier(" in compiled.as_text()
