@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from gamix_jax.cpu import compiler_options
+from gamix_jax.models.convolution import Conv
 
 # Ten steps of 64 MiB of temporary memory and as much of results; prints how many pages they
 # mapped. (A sum would be YNNPACK's, which takes memory in threads of its own.)
@@ -48,6 +49,29 @@ def test_convolutions_are_not_ynnpack_s():
     assert "ynn_fusion" not in lowered.compile(compiler_options()).as_text()
 
 
+def test_convolutions_stand_between_barriers():
+    """The result reads its images from behind one, the images' gradient its cotangent, the kernel's both; and they are there when XLA fuses operations."""
+
+    def loss(params, x):
+        return jnp.sum(jnp.square(Conv(4, (3, 3)).apply(params, jnp.sin(x))))
+
+    x = jnp.ones((2, 8, 8, 4))
+    params = Conv(4, (3, 3)).init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    equations = gradient.trace(params, x).jaxpr.eqns
+    makers = {value: e.primitive.name for e in equations for value in e.outvars}
+    read = [
+        makers[value]
+        for e in equations
+        if e.primitive.name == "conv_general_dilated"
+        for value in e.invars
+        if value.aval.shape == x.shape
+    ]
+    assert read == ["optimization_barrier"] * 4
+    compiled = gradient.lower(params, x).compile(compiler_options())
+    assert "opt-barrier(" in compiled.as_text()
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 @pytest.mark.slow
 def test_freed_memory_is_kept():
@@ -62,4 +86,5 @@ def test_freed_memory_is_kept():
         )
         for word in ("keep", "fresh")
     )
+    # 0 and 163,854 when written (10 x 64 MiB in pages of 4 KiB); other threads may map a few.
     assert kept < fresh / 20

@@ -8,9 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from gamix_jax.cpu import compiler_options
 from gamix_jax.models import Autoencoder, Decoder, Encoder, PatchDiscriminator
-from gamix_jax.models.convolution import Conv
 from gamix_jax.models.normalization import Normalization
 from gamix_jax.models.resnet_v2 import (
     ConvTranspose,
@@ -334,26 +332,3 @@ def test_noise_belongs_to_the_image_not_to_the_batch():
     z = model.apply(variables, x, keys).z
     last = model.apply(variables, x[2:], keys[2:]).z
     np.testing.assert_allclose(z[:, 2:], last, rtol=1e-4, atol=1e-5)
-
-
-def test_convolutions_on_a_cpu_stand_between_barriers():
-    """The result reads its images from behind one, the images' gradient its cotangent, the kernel's both; and they are there when XLA fuses operations."""
-
-    def loss(params, x):
-        return jnp.sum(jnp.square(Conv(4, (3, 3)).apply(params, jnp.sin(x))))
-
-    x = noise(2, 8, 8, 4)
-    params = Conv(4, (3, 3)).init(KEY, x)
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    equations = gradient.trace(params, x).jaxpr.eqns
-    makers = {value: e.primitive.name for e in equations for value in e.outvars}
-    read = [
-        makers[value]
-        for e in equations
-        if e.primitive.name == "conv_general_dilated"
-        for value in e.invars
-        if value.aval.shape == x.shape
-    ]
-    assert read == ["optimization_barrier"] * 4
-    compiled = gradient.lower(params, x).compile(compiler_options())
-    assert "opt-barrier(" in compiled.as_text()

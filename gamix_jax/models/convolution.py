@@ -1,4 +1,4 @@
-"""The convolution that all networks share."""
+"""The convolution of the autoencoder and the discriminator."""
 
 import functools
 
