@@ -152,7 +152,7 @@ def _unless_not_finite(
     """The state after a step, or that before it where a metric is not finite; and the metrics with the number of such steps."""
     finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
     skipped = before.replace(step=after.step, skipped=before.skipped + 1)
-    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, skipped)
+    state = jax.tree.map(lambda a, b: jax.lax.select(finite, a, b), after, skipped)
     return state, metrics | {"skipped_steps": state.skipped.astype(jnp.float32)}
 
 

@@ -10,6 +10,7 @@ of four rows. Along the rows nothing is transformed: there Eigen's convolution s
 the rounding of one transform only.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -42,7 +43,12 @@ COLUMNS = ((0, 0), (1, 1))  # the padding of a 1x3 convolution
 
 
 def _combine(weights: Sequence[float], arrays: Sequence[jax.Array]) -> jax.Array:
-    return sum(w * array for w, array in zip(weights, arrays, strict=True) if w)
+    terms = [
+        array if w == 1 else w * array
+        for w, array in zip(weights, arrays, strict=True)
+        if w
+    ]
+    return functools.reduce(jax.lax.add, terms)
 
 
 def _transform(images: jax.Array) -> list[jax.Array]:
@@ -55,6 +61,7 @@ def _transform(images: jax.Array) -> list[jax.Array]:
 
 
 @jax.custom_vjp
+@jax.jit
 def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
     """Images [B, H, W, C] with a 3x3 kernel [3, 3, C, D], padded with zeros: [B, H, W, D]; H a multiple of 4."""
     batch, height, width, _ = images.shape
@@ -76,6 +83,7 @@ def _forward(images, kernel):
     return convolve(images, kernel), (images, kernel)
 
 
+@jax.jit
 def _backward(inputs, gradient):
     images, kernel = inputs
     return (
