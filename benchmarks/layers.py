@@ -1,9 +1,9 @@
-"""Milliseconds on a CPU of convolutions with our options of XLA beside its defaults, and of our group normalisation beside Flax's.
+"""Milliseconds on a CPU of our convolution beside XLA's by Eigen (our options) and with XLA's default options, and of our group normalisation beside Flax's.
 
     python benchmarks/layers.py --json=benchmarks/layers.json
 
-Group normalisation with ReLU, forward and backward, both with our options. Each pair is
-timed in turn on batches of 16, after both have given the same.
+Group normalisation with ReLU, forward and backward, both with our options. Timed in
+turn on batches of 16, after all have given the same.
 """
 
 import argparse
@@ -18,35 +18,41 @@ import numpy as np
 from record import show, time_in_turn, write
 
 from gamix_jax.cpu import compiler_options, keep_freed_memory
+from gamix_jax.models.convolution import convolve
 from gamix_jax.models.normalization import GroupNorm
 
 SHAPES = ((64, 32), (32, 64), (32, 128), (16, 128), (64, 128))  # pixels, channels
 
 
-Options = dict[str, str] | None
+CONVOLUTIONS = {  # by whom, and compiled with which options
+    "ours": (convolve, compiler_options),
+    "Eigen": (jax.lax.conv_general_dilated, compiler_options),
+    "default": (jax.lax.conv_general_dilated, lambda: None),
+}
 
 
-def convolution_passes(window: int, options: Options) -> dict[str, Callable]:
+def convolution_passes(window: int, by: str) -> dict[str, Callable]:
     """The convolution of a stage and its two gradients, each (x, kernel, cotangent) to an array."""
+    general, options = CONVOLUTIONS[by]
 
-    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(
+    def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return general(
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
     def of_input(x, kernel, cotangent):
-        return jax.vjp(lambda x: convolve(x, kernel), x)[1](cotangent)
+        return jax.vjp(lambda x: forward(x, kernel), x)[1](cotangent)
 
     def of_kernel(x, kernel, cotangent):
-        return jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](cotangent)
+        return jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](cotangent)
 
     functions = {
-        "forward": lambda x, kernel, cotangent: convolve(x, kernel),
+        "forward": lambda x, kernel, cotangent: forward(x, kernel),
         "input's gradient": of_input,
         "kernel's gradient": of_kernel,
     }
     return {
-        f"{window}x{window} {name}": jax.jit(function, compiler_options=options)
+        f"{window}x{window} {name}": jax.jit(function, compiler_options=options())
         for name, function in functions.items()
     }
 
@@ -59,28 +65,30 @@ def norm_gradient(norm: nn.Module) -> Callable[..., Any]:
     return jax.jit(gradient, compiler_options=compiler_options())
 
 
-def compare(what: str, size: int, channels: int, pair: tuple, *arguments) -> dict:
-    """The row of one pair, ours first."""
-    results = [jax.tree.leaves(function(*arguments)) for function in pair]
-    for ours, other in zip(*results, strict=True):
-        np.testing.assert_allclose(
-            ours, other, rtol=0, atol=1e-4 * jnp.abs(other).max()
-        )
+def compare(
+    what: str, size: int, channels: int, functions: dict[str, Callable], *arguments
+) -> dict:
+    """The row of functions that give the same, ours first."""
+    results = [jax.tree.leaves(f(*arguments)) for f in functions.values()]
+    for ours, *others in zip(*results, strict=True):
+        for other in others:
+            np.testing.assert_allclose(
+                ours, other, rtol=0, atol=1e-4 * jnp.abs(other).max()
+            )
     times = time_in_turn(
         {
             name: lambda f=function: jax.block_until_ready(f(*arguments))
-            for name, function in zip(("ours", "other"), pair, strict=True)
+            for name, function in functions.items()
         },
         rounds=5,
         seconds=0.3,
     )
-    return {
-        "what": what,
-        "pixels": size,
-        "channels": channels,
-        "other, ms": 1e3 * float(np.median(times["other"])),
-        "ours, ms": 1e3 * float(np.median(times["ours"])),
-        "other / ours": float(np.median(times["other"] / times["ours"])),
+    row = {"what": what, "pixels": size, "channels": channels}
+    row |= {f"{name}, ms": 1e3 * float(np.median(t)) for name, t in times.items()}
+    return row | {
+        f"{name} / ours": float(np.median(t / times["ours"]))
+        for name, t in times.items()
+        if name != "ours"
     }
 
 
@@ -95,30 +103,30 @@ def main() -> None:
         return jnp.asarray(random.normal(size=shape), jnp.float32)
 
     for window in (3, 1):
-        ours, others = (
-            convolution_passes(window, options)
-            for options in (compiler_options(), None)
-        )
+        passes = {by: convolution_passes(window, by) for by in CONVOLUTIONS}
         for size, channels in SHAPES:
             x, cotangent = noise(2, 16, size, size, channels)
             kernel = noise(window, window, channels, channels)
-            rows += [
-                compare(name, size, channels, pair, x, kernel, cotangent)
-                for name, *pair in zip(
-                    ours, ours.values(), others.values(), strict=True
+            for name in passes["ours"]:
+                functions = {by: of[name] for by, of in passes.items()}
+                rows.append(
+                    compare(name, size, channels, functions, x, kernel, cotangent)
                 )
-            ]
+    show(rows, "Convolutions, batches of 16")
+    norm_rows = []
     for size, channels in SHAPES:
         x, cotangent = noise(2, 16, size, size, channels)
-        groups = channels // 4
-        norms = GroupNorm(groups), nn.GroupNorm(groups)
-        params = norms[0].init(jax.random.key(0), x)
-        pair = tuple(map(norm_gradient, norms))
-        rows.append(
-            compare("group norm, ReLU", size, channels, pair, x, params, cotangent)
+        norms = {
+            "ours": GroupNorm(channels // 4),
+            "Flax": nn.GroupNorm(channels // 4),
+        }
+        params = norms["ours"].init(jax.random.key(0), x)
+        gradients = {by: norm_gradient(norm) for by, norm in norms.items()}
+        norm_rows.append(
+            compare("group norm, ReLU", size, channels, gradients, x, params, cotangent)
         )
-    show(rows, "Ours beside XLA's defaults and Flax's, batches of 16")
-    write(path, {"rows": rows})
+    show(norm_rows, "Group normalisation, batches of 16")
+    write(path, {"convolutions": rows, "group normalisation": norm_rows})
 
 
 if __name__ == "__main__":
