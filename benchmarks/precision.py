@@ -1,14 +1,16 @@
-"""The losses of a training in bfloat16 beside one in float32, from the same weights, images and noise, and beside float32 with another seed.
+"""The losses of trainings in bfloat16 beside float32, from the same weights, images and noise, over several seeds.
 
     python benchmarks/precision.py --images=DIR --runs=runs/precision --out=docs --json=benchmarks/precision.json
 
 `--images` is the folder of photos that configs/celeba.py:folder,small trains on, with the
-discriminator from the first step. Draws the curves to OUT/precision.png. The first table
-has means over the last fifth of the steps, and what they differ from float32's by, relative
-to the mean size of float32's. What seeds alone differ by says how much of it is chance:
-trainings drift apart from the first rounding. So the second has the losses of float32's last
-state in both precisions, of the same noise and the first training images, unmirrored: the
-mean difference, its standard error over the batches, and the largest.
+discriminator from the first step. Draws the curves to OUT/precision.png. Trainings drift
+apart from the first rounding, so one pair tells precision from chance no better than two
+seeds do: the first table has what bfloat16's means over the last fifth of the steps differ
+from float32's by, relative to the mean size of float32's, averaged over the seeds' pairs,
+with its standard error, and how much float32's own differ from seed to seed (standard
+deviation). The second has the losses of float32's last state of the first seed in both
+precisions, of the same noise and the first training images, unmirrored: the mean
+difference, its standard error over the batches, and the largest.
 """
 
 import argparse
@@ -35,11 +37,7 @@ LOSSES = (
     "generator_loss",
     "discriminator_loss",
 )
-RUNS = {
-    "float32": ("float32", 0),
-    "bfloat16": ("bfloat16", 0),
-    "float32, another seed": ("float32", 1),
-}
+DTYPES = ("float32", "bfloat16")
 BATCHES = 50  # for the losses of one state
 
 
@@ -81,20 +79,49 @@ def losses_at(
 
 
 def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """A panel for each loss, means of 10 steps."""
+    """A panel for each loss of [seeds, steps]: means of 10 steps and of the seeds, and the range of the seeds."""
     figure, panels = plt.subplots(1, len(LOSSES), figsize=(15, 3), layout="constrained")
     for loss, axes in zip(LOSSES, panels, strict=True):
-        for style, (name, values) in zip(("-", "--", ":"), found.items(), strict=True):
-            values = values[loss][: len(values[loss]) // 10 * 10].reshape(-1, 10)
-            steps = 10 * np.arange(1, len(values) + 1)
-            axes.plot(steps, values.mean(1), style, label=name)
-        late = np.concatenate(
-            [of[loss][len(of[loss]) // 10 :] for of in found.values()]
-        )
+        for style, (dtype, of) in zip(("-", "--"), found.items(), strict=True):
+            seeds, steps = of[loss].shape
+            values = of[loss][:, : steps // 10 * 10].reshape(seeds, -1, 10).mean(2)
+            at = 10 * np.arange(1, values.shape[1] + 1)
+            axes.plot(at, values.mean(0), style, label=dtype)
+            axes.fill_between(at, values.min(0), values.max(0), alpha=0.2)
+        late = np.concatenate([of[loss][:, steps // 10 :] for of in found.values()])
         axes.set(title=loss, xlabel="step", ylim=np.quantile(late, (0.0, 0.99)))
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=100)
+
+
+def row_of_trained(loss: str, float32: np.ndarray, bfloat16: np.ndarray) -> dict:
+    """Of the last fifth of the losses [seeds, steps] of both precisions."""
+    last = float32.shape[1] // 5
+    scale = np.mean(np.abs(float32[:, -last:]))
+    float32, bfloat16 = float32[:, -last:].mean(1), bfloat16[:, -last:].mean(1)
+    apart, error = bfloat16 - float32, 1 / len(float32) ** 0.5
+    return {
+        "loss": loss,
+        "float32": float(float32.mean()),
+        "bfloat16 - float32": f"{apart.mean() / scale:+.2%}",
+        "standard error": f"{apart.std(ddof=1) * error / scale:.2%}",
+        "pairs": ", ".join(f"{pair / scale:+.1%}" for pair in apart),
+        "seed to seed": f"{float32.std(ddof=1) / scale:.2%}",
+    }
+
+
+def row_of_one_state(loss: str, float32: np.ndarray, bfloat16: np.ndarray) -> dict:
+    """Of the losses [batches] of one state in both precisions."""
+    apart, scale = bfloat16 - float32, np.mean(np.abs(float32))
+    error = apart.std(ddof=1) / len(apart) ** 0.5
+    return {
+        "loss": loss,
+        "float32": float(float32.mean()),
+        "bfloat16 - float32": f"{apart.mean() / scale:+.3%}",
+        "standard error": f"{error / scale:.3%}",
+        "largest of a batch": f"{np.abs(apart).max() / scale:.3%}",
+    }
 
 
 def main() -> None:
@@ -105,50 +132,33 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the picture")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=5, help="at least 2")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found, states = {}, {}
-    for name, (dtype, seed) in RUNS.items():
-        config = config_of(args.images, dtype, seed, args.steps)
-        found[name], states[name] = curves(config, args.runs / f"{dtype}_{seed}")
+    runs, state = {dtype: [] for dtype in DTYPES}, None
+    for seed in range(args.seeds):
+        for dtype in DTYPES:
+            config = config_of(args.images, dtype, seed, args.steps)
+            losses, last = curves(config, args.runs / f"{dtype}_{seed}")
+            runs[dtype].append(losses)
+            state = last if state is None else state
+    found = {
+        dtype: {loss: np.stack([of[loss] for of in of_seeds]) for loss in LOSSES}
+        for dtype, of_seeds in runs.items()
+    }
     draw(found, args.out / "precision.png")
     same = {
-        dtype: losses_at(
-            config_of(args.images, dtype, 0, args.steps), states["float32"]
-        )
-        for dtype in ("float32", "bfloat16")
+        dtype: losses_at(config_of(args.images, dtype, 0, args.steps), state)
+        for dtype in DTYPES
     }
-    trained, of_one_state = [], []
-    for loss in LOSSES:
-        late = {
-            name: values[loss][-args.steps // 5 :] for name, values in found.items()
-        }
-        scale = np.mean(np.abs(late["float32"]))
-        means = {name: float(values.mean()) for name, values in late.items()}
-        trained.append(
-            {"loss": loss, **means}
-            | {
-                f"{name} / float32 - 1": f"{(mean - means['float32']) / scale:+.2%}"
-                for name, mean in means.items()
-                if name != "float32"
-            }
-        )
-        apart = same["bfloat16"][loss] - same["float32"][loss]
-        scale = np.mean(np.abs(same["float32"][loss]))
-        error = np.std(apart, ddof=1) / len(apart) ** 0.5
-        of_one_state.append(
-            {
-                "loss": loss,
-                "float32": float(same["float32"][loss].mean()),
-                "bfloat16 - float32": f"{np.mean(apart) / scale:+.3%}",
-                "standard error": f"{error / scale:.3%}",
-                "largest of a batch": f"{np.max(np.abs(apart)) / scale:.3%}",
-            }
-        )
-    record.show(trained, f"Losses, steps {args.steps * 4 // 5} to {args.steps}")
+    trained, of_one_state = (
+        [row(loss, *(of[dtype][loss] for dtype in DTYPES)) for loss in LOSSES]
+        for row, of in ((row_of_trained, found), (row_of_one_state, same))
+    )
+    record.show(trained, f"Losses, steps {args.steps * 4 // 5 + 1} to {args.steps}")
     record.show(of_one_state, f"Losses of float32's state after step {args.steps}")
     tables = {"trained": trained, "of one state": of_one_state}
-    record.write(args.json, tables | {"steps": args.steps})
+    record.write(args.json, tables | {"steps": args.steps, "seeds": args.seeds})
 
 
 if __name__ == "__main__":
