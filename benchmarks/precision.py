@@ -100,12 +100,13 @@ def row_of_trained(loss: str, float32: np.ndarray, bfloat16: np.ndarray) -> dict
     last = float32.shape[1] // 5
     scale = np.mean(np.abs(float32[:, -last:]))
     float32, bfloat16 = float32[:, -last:].mean(1), bfloat16[:, -last:].mean(1)
-    apart, error = bfloat16 - float32, 1 / len(float32) ** 0.5
+    apart = bfloat16 - float32
+    error = apart.std(ddof=1) / len(apart) ** 0.5
     return {
         "loss": loss,
         "float32": float(float32.mean()),
         "bfloat16 - float32": f"{apart.mean() / scale:+.2%}",
-        "standard error": f"{apart.std(ddof=1) * error / scale:.2%}",
+        "standard error": f"{error / scale:.2%}",
         "pairs": ", ".join(f"{pair / scale:+.1%}" for pair in apart),
         "seed to seed": f"{float32.std(ddof=1) / scale:.2%}",
     }
@@ -132,9 +133,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the picture")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=5, help="at least 2")
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.seeds < 2 or args.steps < 10:
+        parser.error("needs 2 seeds and 10 steps, or more")
     runs, state = {dtype: [] for dtype in DTYPES}, None
     for seed in range(args.seeds):
         for dtype in DTYPES:

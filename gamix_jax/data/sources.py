@@ -198,6 +198,8 @@ def open_source(data: ml_collections.ConfigDict, split: Split) -> tuple[Source, 
         # What sklearn.datasets.load_digits reads, without the second that its import takes.
         package = importlib.util.find_spec("sklearn").submodule_search_locations[0]
         path = Path(package) / "datasets" / "data" / "digits.csv.gz"
+        if not path.is_file():
+            raise InputError(f"{path} is missing; install scikit-learn again.")
         table = np.loadtxt(path, np.uint8, delimiter=",")  # 64 pixels, 0 to 16; label
         images = np.rint(table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         return ArraySource(images, table[:, 64].astype(np.int64)), True

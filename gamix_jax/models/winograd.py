@@ -5,9 +5,10 @@ the matrices of Lavin and Gray, section 4.3,
 
     result = OUTPUT [(KERNEL kernel) * (INPUT images)],
 
-where * is six convolutions with 1x3 kernels instead of the twelve of three taps for each
-of four rows. Along the rows nothing is transformed: there Eigen's convolution stays, and
-the rounding of one transform only.
+where * is the six convolutions of a row with the three taps of a row, instead of twelve
+(three for each of the four rows of the result). Along the rows nothing is transformed. In
+float32, results and gradients are off by up to 3e-6 of the largest entry, and those of XLA's
+own convolution by up to 9e-7 (32 to 128 channels).
 """
 
 import functools
@@ -39,7 +40,7 @@ OUTPUT = (
     (0, 1, 1, 4, 4, 0),
     (0, 1, -1, 8, -8, 1),
 )
-COLUMNS = ((0, 0), (1, 1))  # the padding of a 1x3 convolution
+PADDING = ((0, 0), (1, 1))  # of a 1x3 convolution
 
 
 def _combine(weights: Sequence[float], arrays: Sequence[jax.Array]) -> jax.Array:
@@ -52,8 +53,9 @@ def _combine(weights: Sequence[float], arrays: Sequence[jax.Array]) -> jax.Array
 
 
 def _transform(images: jax.Array) -> list[jax.Array]:
-    """Images [B, H, W, C] at the six points, each [B, H/4, W, C]."""
+    """Images [B, H, W, C] at the six points, each [B, H/4, W, C], behind barriers: nothing computes them twice."""
     batch, height, width, channels = images.shape
+    # A row of zeros above the first, one below the last, and two to fill a last four.
     padded = jnp.pad(images, ((0, 0), (1, 3), (0, 0), (0, 0)))
     fours = padded.reshape(batch, height // 4 + 1, 4, width, channels)
     rows = [fours[:, :-1, i] for i in range(4)] + [fours[:, 1:, i] for i in range(2)]
@@ -63,14 +65,19 @@ def _transform(images: jax.Array) -> list[jax.Array]:
 @jax.custom_vjp
 @jax.jit
 def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Images [B, H, W, C] with a 3x3 kernel [3, 3, C, D], padded with zeros: [B, H, W, D]; H a multiple of 4."""
+    """Images [B, H, W, C] with a kernel [3, 3, C, D], padded with zeros: [B, H, W, D]; H a multiple of 4, one dtype.
+
+    Its gradients are written out: they keep the images, where those that JAX would derive
+    keep the transformed ones, half as large again. So it has no forward mode
+    (`jax.jvp`), nor runs under shard_map's check_vma.
+    """
     batch, height, width, _ = images.shape
     products = [
         jax.lax.conv_general_dilated(
             at_point,
             _combine(weights, [kernel[i : i + 1] for i in range(3)]),
             (1, 1),
-            COLUMNS,
+            PADDING,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         for at_point, weights in zip(_transform(images), KERNEL, strict=True)
@@ -102,7 +109,7 @@ def _kernel_gradient(images: jax.Array, gradient: jax.Array) -> jax.Array:
             at_point,
             jax.lax.optimization_barrier(_combine(weights, rows)),
             (1, 1),
-            COLUMNS,
+            PADDING,
             dimension_numbers=("CHWN", "IHWO", "HWNC"),
         )
         for at_point, weights in zip(
