@@ -1,5 +1,7 @@
 """What --mode=describe says that a training step sends."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,7 +14,9 @@ from gamix_jax.describe import (
     operations,
     reduced_bytes,
     scaling_table,
+    training_gflop_per_image,
 )
+from gamix_jax.models import convolution
 from gamix_jax.parallel import compile_mapped
 from gamix_jax.state import create_state
 
@@ -48,6 +52,17 @@ def test_bytes_summed_over_the_devices(overrides, moments):
         state.generator_batch_stats
     ) + 3 * float32_bytes(state.discriminator_batch_stats)
     assert 0 < result["metrics"] < 1000
+
+
+def test_operations_are_those_of_plain_convolutions(monkeypatch):
+    """Not of Winograd's, which a CPU computes in float32; so a run on a GPU counts the same."""
+    config = tiny_config(model__widths=(32, 32))
+    counted = training_gflop_per_image(config)
+    step, state, batch = abstract_step(config)
+    monkeypatch.setattr(convolution, "FEWEST_CHANNELS", math.inf)
+    jaxpr = jax.make_jaxpr(step)(state, batch).jaxpr
+    plain = sum(times * operations(e) for e, times in equations(jaxpr))
+    assert counted == plain / 1e9 / batch.shape[1]
 
 
 @pytest.mark.parametrize(
