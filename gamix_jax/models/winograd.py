@@ -63,7 +63,7 @@ def _transform(images: jax.Array) -> list[jax.Array]:
 
 
 @jax.custom_vjp
-@jax.jit
+@jax.jit  # traced once for layers of one shape
 def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
     """Images [B, H, W, C] with a kernel [3, 3, C, D], padded with zeros: [B, H, W, D]; H a multiple of 4, one dtype.
 
