@@ -34,7 +34,7 @@ def results(function, images, kernel):
     [((2, 4, 5, 3), (3, 3, 3, 2)), ((1, 12, 1, 1), (3, 3, 1, 4)), WIDE],
 )
 def test_winograd_is_the_convolution(x64, images, kernel):
-    """In float64: the matrices are those of the same map, at every border and shape. Sums of 288 products of size 1 round by 1e-13 or so."""
+    """In float64: the matrices are those of the same map, at every border and shape. Off by up to 1.8e-13 when written (the widest), and bounded at five times that."""
     arrays = normal(*images), normal(*kernel, seed=2)
     for ours, expected in zip(
         results(winograd.convolve, *arrays), results(direct, *arrays), strict=True
@@ -43,7 +43,7 @@ def test_winograd_is_the_convolution(x64, images, kernel):
 
 
 def test_winograd_rounds_little(x64):
-    """In float32, of the largest entry: up to 3e-6 when written at 32 to 128 channels."""
+    """In float32, of the largest entry: off by up to 3.0e-6 when written (three draws), and bounded at three times that."""
     arrays = normal(4, 16, 16, 64), normal(3, 3, 64, 64, seed=2)
     exact = results(direct, *arrays)
     rounded = results(winograd.convolve, *(x.astype(np.float32) for x in arrays))
@@ -53,7 +53,7 @@ def test_winograd_rounds_little(x64):
 
 
 def test_second_derivatives(x64):
-    """The written gradients can be differentiated again."""
+    """The written gradients can be differentiated again: entries up to 158, off by 4e-13 when written."""
     images, kernel = normal(2, 4, 4, 3), normal(3, 3, 3, 3, seed=1)
 
     def penalty(function):

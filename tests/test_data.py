@@ -2,6 +2,7 @@
 
 import re
 import struct
+import types
 import zlib
 
 import numpy as np
@@ -166,6 +167,13 @@ def test_test_images_do_not_become_training_images(tmp_path, names):
     config = data_config(source="folder", dir=str(tmp_path), test_fraction=0.5)
     with pytest.raises(InputError, match="that cannot be its splits"):
         open_images(config, "train")
+
+
+def test_digits_without_their_file(tmp_path, monkeypatch):
+    package = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: package)
+    with pytest.raises(InputError, match="is missing; install scikit-learn again"):
+        open_images(data_config(), "train")
 
 
 def test_digits_labels():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from gamix_jax.models import winograd
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-FEWEST_CHANNELS = 32  # at 16 the transforms take nearly all that the products save
+FEWEST_CHANNELS = 32  # at 16 a layer alone gained little (docs/performance.md)
 
 
 def convolve(

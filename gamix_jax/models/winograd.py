@@ -7,8 +7,9 @@ the matrices of Lavin and Gray, section 4.3,
 
 where * is the six convolutions of a row with the three taps of a row, instead of twelve
 (three for each of the four rows of the result). Along the rows nothing is transformed. In
-float32, results and gradients are off by up to 3e-6 of the largest entry, and those of XLA's
-own convolution by up to 9e-7 (32 to 128 channels).
+float32, results and gradients were off by up to 1.6e-6, 3.0e-6 and 4.0e-6 of the largest entry
+at 32, 64 and 128 channels, and those of XLA's own convolution by up to 9e-7 (16x16 pixels,
+noise, beside float64).
 """
 
 import functools
