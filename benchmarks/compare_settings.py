@@ -22,6 +22,13 @@ NETWORK = {
     "train.log_every": 100,
     "train.checkpoints_kept": 1,
 }
+# Of colour images: smaller ones leave the images so blurred that nothing else matters.
+COLOUR = {
+    "model.widths": (16, 32, 64),
+    "model.bottleneck": 64,
+    "model.latent_size": 64,
+    "train.batch_size": 32,
+}
 # A file in configs/, what else differs from it, and weights of the error that span a range
 # of errors. A weight w is a Laplace likelihood of scale H W C / w, images in [-1, 1].
 DATA = {
@@ -29,22 +36,18 @@ DATA = {
     "mnist": ("mnist", {"data.source": "array"}, (600, 1200, 2400, 4800, 9600)),
     "cifar10": (
         "cifar10",
-        {"data.source": "array", "model.latent_size": 32},
-        (500, 1000, 2000, 4000),
+        COLOUR | {"data.source": "array"},
+        (4000, 8000, 16000, 64000),
     ),
     "faces": (
         "celeba:folder",
-        {"data.name": "", "data.size": 32, "model.latent_size": 32},
-        (500, 1000, 2000, 4000),
+        COLOUR | {"data.name": "", "data.size": 32},
+        (4000, 8000, 16000, 64000),
     ),
     "faces64": (
         "celeba:folder",
-        {
-            "data.name": "",
-            "model.widths": (16, 32, 64, 64),
-            "model.latent_size": 32,
-        },
-        (1000, 2000, 4000, 8000),
+        COLOUR | {"data.name": "", "model.widths": (16, 32, 64, 64)},
+        (16000, 32000, 64000, 256000),
     ),
 }
 ELBO = {
@@ -58,13 +61,21 @@ ELBO = {
 AGGREGATE = {"objective.collapse_weight": 0.5, "objective.kl_weight": 5.0}
 STRONG = {"objective.kl_weight": 25.0}
 FULL = {"objective.covariance": "full"}
-# Moments of 64 images are biased, the more the more dimensions.
+# Moments of few images are biased, the more the more dimensions: `run_config` has them
+# remembered for about as many images whatever the batch.
 REMEMBERED = AGGREGATE | FULL | STRONG | {"objective.moment_decay": 0.9}
+IMAGES_REMEMBERED = 640
 NEGENTROPY = {"objective.negentropy_components": 64}
 WEAK = {"objective.negentropy_weight": 0.1}
 # Its weight is ADVERSARIAL times that of the reconstruction: the author's 100 beside 5,000.
 HINGE = {"adversarial.loss": "hinge", "optimizer.discriminator_learning_rate": 5e-4}
 ADVERSARIAL = 1 / 50
+# Of colour images that weight and pace spoil the samples.
+COLOUR_HINGE = {
+    "adversarial.start": 1500,
+    "optimizer.discriminator_learning_rate": 2e-4,
+}
+COLOUR_ADVERSARIAL = 1 / 200
 SAMPLES = {"adversarial.prior_samples": True}
 BASELINES = ("beta-VAE", "beta-VAE, PatchGAN")
 OBJECTIVES = {
@@ -126,6 +137,11 @@ def run_config(base: ml_collections.ConfigDict, run: Run) -> ml_collections.Conf
     config.update_from_flattened_dict(
         OBJECTIVES[run.objective] | {"objective.reconstruction_weight": run.weight}
     )
+    if config.objective.moment_decay:
+        config.objective.moment_decay = 1 - config.train.batch_size / IMAGES_REMEMBERED
     if config.adversarial.loss != "none":
         config.adversarial.weight = ADVERSARIAL * run.weight
+        if config.data.channels == 3:
+            config.update_from_flattened_dict(COLOUR_HINGE)
+            config.adversarial.weight = COLOUR_ADVERSARIAL * run.weight
     return config

@@ -118,10 +118,17 @@ def test_every_objective_is_a_configuration_that_could_train(compare):
         for run in runs:
             config = compare.run_config(base, run)
             check_config(config, 1)
-            # The author's weights: 100 of the adversarial term, 5,000 of the error.
-            ratio = {True: 100 / 5000, False: base.adversarial.weight / run.weight}
+            # The author's weights, 100 of the adversarial term and 5,000 of the error;
+            # a quarter of that for colour images.
+            of_hinge = 100 / 5000 / (4 if config.data.channels == 3 else 1)
+            ratio = {True: of_hinge, False: base.adversarial.weight / run.weight}
             found = config.adversarial.weight / config.objective.reconstruction_weight
             assert found == pytest.approx(ratio["PatchGAN" in run.objective])
+            # 0.9 of batches of 64 is a memory of ten of them.
+            remembered = 640 * (1 - config.objective.moment_decay)
+            memory = "memory" in run.objective
+            expected = config.train.batch_size if memory else 640
+            assert remembered == pytest.approx(expected)
 
 
 def test_mnist_is_padded_not_resized(compare, tmp_path):
