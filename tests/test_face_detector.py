@@ -1,9 +1,13 @@
-"""That benchmarks/face_detector.py looks where the face is; with drawn weights, for the package that has them is of the benchmarks alone."""
+"""Where benchmarks/face_detector.py looks, and which runs it takes; with drawn weights, for the package that has them is of the benchmarks alone."""
+
+import json
 
 import jax
 import numpy as np
 import pytest
 from test_main import ROOT
+
+from gamix_jax.errors import InputError
 
 # Of MTCNN's last network in Keras' order: kernel, bias and slope of each layer, then
 # kernels and biases of box, landmarks and face.
@@ -39,3 +43,35 @@ def test_the_detector_sees_the_middle_of_an_image_and_nothing_else(face_detector
         within = images.copy()
         within[:, row, column] ^= 255
         assert np.any(detect(within)[0] != features)
+
+
+def test_only_runs_of_these_images_of_one_length_and_todays_settings(
+    face_detector, tmp_path
+):
+    from compare_settings import Run, base_config, run_config
+    from compare_tables import digest_images
+
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.jpg").write_text("a")
+    other, folder = tmp_path / "faces-0", tmp_path / f"faces-{digest_images(images)}"
+    run = Run("beta-VAE", 8000.0, 0)
+    config = run_config(base_config("faces", "elsewhere", 100), run)
+    with pytest.raises(InputError, match=r"is not of .*; name the folder"):
+        face_detector.find_runs(other, images)
+    with pytest.raises(InputError, match="no run that is done"):
+        face_detector.find_runs(folder, images)
+
+    def leave(run, config):
+        workdir = folder / run.name
+        workdir.mkdir(parents=True)
+        (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+        (workdir / "evaluation.json").write_text("{}")
+        return workdir
+
+    workdir = leave(run, config)
+    assert face_detector.find_runs(folder, images) == {workdir: run}
+    config.train.steps, config.seed = 200, 1
+    leave(run._replace(seed=1), config)
+    with pytest.raises(InputError, match=r"0-1 is not of 100 steps.*; move it away"):
+        face_detector.find_runs(folder, images)
