@@ -116,7 +116,7 @@ def find_runs(folder: Path, images: Path) -> dict[Path, Run]:
         steps than the first or not of today's settings.
     """
     data, _, digest = folder.name.rpartition("-")
-    if digest != tables.digest_images(images):
+    if not data.startswith("faces") or digest != tables.digest_images(images):
         raise InputError(
             f"{folder} is not of {images}; name the folder RUNS/faces-DIGEST that "
             "compare.py made for these images."

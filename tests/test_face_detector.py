@@ -57,8 +57,10 @@ def test_only_runs_of_these_images_of_one_length_and_todays_settings(
     other, folder = tmp_path / "faces-0", tmp_path / f"faces-{digest_images(images)}"
     run = Run("beta-VAE", 8000.0, 0)
     config = run_config(base_config("faces", "elsewhere", 100), run)
-    with pytest.raises(InputError, match=r"is not of .*; name the folder"):
-        face_detector.find_runs(other, images)
+    no_faces = folder.with_name(folder.name.replace("faces", "digits"))
+    for wrong in (other, no_faces):
+        with pytest.raises(InputError, match=r"is not of .*; name the folder"):
+            face_detector.find_runs(wrong, images)
     with pytest.raises(InputError, match="no run that is done"):
         face_detector.find_runs(folder, images)
 
