@@ -16,6 +16,7 @@ from rich.console import Console
 from gamix_jax import data, figures
 from gamix_jax.checkpoint import Checkpoints
 from gamix_jax.cpu import compiler_options
+from gamix_jax.divergence import reason
 from gamix_jax.errors import InputError
 from gamix_jax.interrupts import Stopped, StopSignals
 from gamix_jax.logs import MetricLog, ProgressBar
@@ -146,7 +147,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
     _report_unreadable(run, reported)
     if skipped:
         console.print(
-            f"{skipped:.0f} of {step} steps were left out, for they were not finite."
+            f"{skipped:.0f} of {step} steps were left out, for they were not finite or diverged."
         )
     if signals.received:
         console.print(
@@ -196,16 +197,13 @@ def _read(metrics: Metrics) -> dict[str, float]:
 
 
 def _report_skipped(recent: list[tuple[int, Metrics]], skipped: int, run: Run) -> None:
-    """Names each step that was left out and what was not finite at it; raises where it is one too many."""
+    """Names each step that was left out and why; raises where it is one too many."""
     allowed = run.config.train.skip_nonfinite
     for step, metrics in recent:
-        bad = [k for k, v in _read(metrics).items() if not math.isfinite(v)]
-        if not bad:
+        what = reason(step, _read(metrics))
+        if not what:
             continue
         skipped += 1
-        # The terms first; the losses and norms that they spoil follow.
-        bad.sort(key=lambda name: name.startswith(("generator_", "discriminator_")))
-        what = f"Not finite at step {step}: {', '.join(bad)}"
         if skipped > allowed:
             saved = run.checkpoints.latest_step()
             kept = f"checkpoint {saved} is kept" if saved else "nothing was saved yet"

@@ -15,6 +15,7 @@ from gamix_jax.adversarial import (
     make_discriminate,
     play_adversaries,
 )
+from gamix_jax.divergence import gradient_ratio, unless_diverged
 from gamix_jax.mixture import GaussianMixture
 from gamix_jax.models import draw_for_each
 from gamix_jax.objective import Metrics, autoencoder_objective
@@ -28,10 +29,10 @@ class Steps(NamedTuple):
 
     Attributes:
       train_step: (state, images) -> (state, metrics), metrics float32 scalars of the
-        global batch. Where one is not finite, the state stays as it was but for `step`
-        and `skipped`. The discriminator judges one component an image, drawn by its
-        weight, so the adversarial term has no gradient into the mixture's logits. Draws
-        of the prior, where it judges them too, move the decoder alone.
+        global batch. A step that diverges (`unless_diverged`) changes nothing but
+        `step` and `skipped`. The discriminator judges one component an image, drawn by
+        its weight, so the adversarial term has no gradient into the mixture's logits.
+        Draws of the prior, where it judges them too, move the decoder alone.
       eval_step: (state, {"image": images, "index": int32 [n]}) -> sums over the global
         batch, its posteriors and its indices, for `validate`. The index is the image's
         place in its split and seeds its noise; -1 marks padding, which counts for
@@ -124,6 +125,9 @@ def make_train_step(
         )
         metrics |= {"generator_loss": loss}
         metrics |= {f"generator_{k}": v for k, v in norms.items()}
+        metrics["generator_gradient_ratio"] = gradient_ratio(
+            norms["gradient_norm"], state.generator_opt_state, config.optimizer.beta2
+        )
         # A short memory at first, so that the average forgets the initial weights.
         renewal = 1.0 - jnp.minimum(
             config.train.ema_decay, (1.0 + state.step) / (10.0 + state.step)
@@ -141,19 +145,9 @@ def make_train_step(
         )
         minimum = jax.lax.pmin(metrics["variance_min"], AXIS)
         metrics = jax.lax.pmean(metrics, AXIS) | {"variance_min": minimum}
-        return _unless_not_finite(metrics, state, before)
+        return unless_diverged(metrics, state, before)
 
     return train_step
-
-
-def _unless_not_finite(
-    metrics: Metrics, after: TrainState, before: TrainState
-) -> tuple[TrainState, Metrics]:
-    """The state after a step, or that before it where a metric is not finite; and the metrics with the number of such steps."""
-    finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
-    skipped = before.replace(step=after.step, skipped=before.skipped + 1)
-    state = jax.tree.map(lambda a, b: jax.lax.select(finite, a, b), after, skipped)
-    return state, metrics | {"skipped_steps": state.skipped.astype(jnp.float32)}
 
 
 def _autoencode(

@@ -306,6 +306,7 @@ def test_metrics_are_complete_and_finite():
         ),
         *(
             "generator_gradient_norm",
+            "generator_gradient_ratio",
             "discriminator_gradient_norm",
             "real_logit_mean",
             "fake_logit_mean",

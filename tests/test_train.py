@@ -17,6 +17,7 @@ from PIL import Image
 from test_data import photo
 from test_steps import tiny_config
 
+from gamix_jax import divergence
 from gamix_jax import loop as loop_module
 from gamix_jax import steps as steps_module
 from gamix_jax import train as train_module
@@ -198,15 +199,15 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     assert Checkpoints(tmp_path).latest_step() == 1
 
 
-def poisoned(monkeypatch, steps):
-    """The reconstruction error is NaN at some steps, counted from 0."""
+def poisoned(monkeypatch, steps, by=np.nan):
+    """The reconstruction error and the loss are multiplied by NaN, or another number, at some steps, counted from 0."""
 
     def objective(config, images, coding, moments, fit, step, axis_name):
         loss, (metrics, *memories) = real(
             config, images, coding, moments, fit, step, axis_name
         )
         bad = jax.numpy.isin(step, jax.numpy.array(steps))
-        poison = jax.numpy.where(bad, jax.numpy.nan, 1.0)
+        poison = jax.numpy.where(bad, by, 1.0)
         metrics["reconstruction"] *= poison
         return loss * poison, (metrics, *memories)
 
@@ -256,6 +257,50 @@ def test_a_step_left_out_changes_nothing_but_the_counts(monkeypatch):
     chex.assert_trees_all_equal(*(jax.tree.map(_bits, s) for s in (after, expected)))
     again, _ = step(after, images)
     assert (int(again.step), int(again.skipped)) == (2, 1)
+
+
+def test_a_gradient_far_beyond_the_usual_is_left_out():
+    """Of Adam's memory made by hand: all but the counts stays as it was; at a run's first steps nothing is usual."""
+    config = small_run(adversarial__loss="none")
+    step = map_over_devices(steps_module.make_train_step(config))
+    images = np.full((8, 2, 8, 8, 1), 200, np.uint8)
+    beginning = create_state(config)
+    adam, *rest = beginning.generator_opt_state
+    # From a first moment of 0 and a second of 1e-12 for all parameters.
+    second = jax.tree.map(lambda x: jax.numpy.full_like(x, 1e-12), adam.nu)
+    size = sum(x.size for x in jax.tree.leaves(second))
+    for count, left_out in ((99, False), (100, True)):
+        memory = adam._replace(count=jax.numpy.int32(count), nu=second)
+        before = beginning.replace(generator_opt_state=(memory, *rest))
+        after, metrics = step(before, images)
+        assert int(after.skipped) == left_out
+        usual = np.sqrt(size * 1e-12 / (1 - config.optimizer.beta2**count))
+        ratio = metrics["generator_gradient_norm"] / usual
+        assert ratio > 1e4  # or nothing would be shown
+        expected = ratio if left_out else 1.0
+        np.testing.assert_allclose(
+            metrics["generator_gradient_ratio"], expected, rtol=1e-4
+        )
+        unchanged = before.replace(step=before.step + 1, skipped=before.skipped + 1)
+        same = jax.tree.map(
+            lambda a, b: np.array_equal(_bits(a), _bits(b)), after, unchanged
+        )
+        assert all(jax.tree.leaves(same)) == left_out
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_ended_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(divergence, "FIRST_STEPS", 2)
+    poisoned(monkeypatch, [3], by=1e9)
+    config = small_run(adversarial__loss="none")
+    config.train.checkpoint_every = 3
+    with pytest.raises(
+        InputError,
+        match=r"Diverged at step 4: the gradient is [\d,]{9,} times the usual "
+        r"\(checkpoint 3 is kept\); lower the learning rate",
+    ):
+        train(config, tmp_path)
+    assert Checkpoints(tmp_path).latest_step() == 3
 
 
 def test_other_data_are_refused(whole):
