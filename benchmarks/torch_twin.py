@@ -36,8 +36,8 @@ from gamix_jax.state import TrainState, create_state
 from gamix_jax.steps import make_train_step
 
 CONFIGS = {64: "celeba", 128: "celeba:128", 256: "celeba_hq"}
-# Of K = 1, where they are constant.
-NOT_COMPARED = {"component_entropy", "components_used"}
+# Constant with K = 1 and at a run's first steps.
+NOT_COMPARED = {"component_entropy", "components_used", "generator_gradient_ratio"}
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 # Of a first step at the size that is timed: float32 rounds the gradients of a deep network.
 # At width 32 and 64x64 the generator's norm lies 0.8e-4 (ours), 1.0e-4 and 1.5e-4 (PyTorch,

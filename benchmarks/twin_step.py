@@ -51,9 +51,10 @@ def check_supported(config: ml_collections.ConfigDict) -> None:
 class Twin:
     """Both players, their optimiser and the average of the autoencoder's weights.
 
-    What `gamix_jax.steps.make_train_step` does, with one difference: where a loss is not
+    What `gamix_jax.steps.make_train_step` does, with two differences. Where a loss is not
     finite the weights and Adam's moments stay as they were, by the flag of PyTorch's
-    gradient scaler; the average of the weights goes on.
+    gradient scaler; the average of the weights goes on. A gradient far beyond the usual,
+    but finite, is taken.
     """
 
     def __init__(

@@ -85,8 +85,8 @@ def default_config() -> ml_collections.ConfigDict:
     train.evaluate_every = 500  # steps; with pictures; also at the end
     train.checkpoint_every = 500  # steps; also at the end
     train.checkpoints_kept = 3
-    # Steps that may be left out, for a loss or a gradient is not finite or the gradient is
-    # 1,000 times the usual; one more ends the run
+    # Steps that may be left out, for a loss or a gradient is not finite or the
+    # autoencoder's gradient is 100 times the usual; one more ends the run
     train.skip_nonfinite = 0
     return config.lock()
 

@@ -70,7 +70,7 @@ def run_steps(run: Run, state: TrainState, pending: bool) -> TrainState:
       The last state.
 
     Raises:
-      InputError: more steps than allowed were not finite, images could not be read, or
+      InputError: more steps than allowed diverged, images could not be read, or
         a checkpoint found no room.
     """
     options, start, console = run.config.train, int(state.step), run.console
@@ -208,8 +208,8 @@ def _report_skipped(recent: list[tuple[int, Metrics]], skipped: int, run: Run) -
             saved = run.checkpoints.latest_step()
             kept = f"checkpoint {saved} is kept" if saved else "nothing was saved yet"
             raise InputError(
-                f"{what} ({kept}); lower the learning rate or the weight of a term that "
-                "had grown, or have more such steps left out by "
+                f"{what} ({kept}); lower the learning rate, or a weight that was raised or "
+                "whose term had grown, or have more such steps left out by "
                 f"--config.train.skip_nonfinite, which is {allowed}."
             )
         run.console.print(

@@ -175,11 +175,12 @@ class Evaluation:
                 **{name: estimate(name) for name in ("squared_error", "psnr", "ssim")},
             },
         }
-        real = {}
         if self.features:
-            real = {split: self.real_features(split) for split in ("test", "train")}
-            rows["training images"] |= self.compared(real, real["train"])
-            rows["reconstructions"] |= self.compared(real, coded.reconstructions)
+            compared = partial(
+                compare, self.real_features("test"), seed=self.options.seed
+            )
+            rows["training images"] |= compared(self.real_features("train"))
+            rows["reconstructions"] |= compared(coded.reconstructions)
         for name, sampler in samplers.items():
             averages = Averages()
             found = FeatureSet(self.features.size) if self.features else None
@@ -189,7 +190,7 @@ class Evaluation:
                 averages.add({"sharpness": sampled["sharpness"]})
             rows[f"samples, {name}"] = {"sharpness": averages.estimate("sharpness")}
             if found is not None:
-                rows[f"samples, {name}"] |= self.compared(real, found)
+                rows[f"samples, {name}"] |= compared(found)
         return {name: row for name, row in rows.items() if row}
 
     def real_features(self, split: str) -> FeatureSet:
@@ -214,12 +215,6 @@ class Evaluation:
             "fitted mixture": fit_sampler(coded.z, self.options.seed),
         }
 
-    def compared(
-        self, real: dict[str, FeatureSet], found: FeatureSet
-    ) -> dict[str, Estimate]:
-        """Against the held-out images."""
-        return compare(real["test"], found, self.options.seed)
-
     def sample(self, sampler: LatentSampler) -> Iterator[dict[str, np.ndarray]]:
         """As many images as are held out, from one seed."""
         count = len(self.chosen["test"])
@@ -234,13 +229,19 @@ class Evaluation:
         batches = self.batches(self.images["test"], self.chosen["test"])
         return validate(eval_step, replicate(self.model.state), batches)
 
-    def measure_latents(self, coded: dict[str, Coded]) -> dict[str, Any]:
+    def measure_latents(
+        self, coded: dict[str, Coded], samplers: dict[str, LatentSampler]
+    ) -> dict[str, Any]:
         """How the latent space is used, how far q(z) is from N(0, I), and what it tells of labels."""
         test = coded["test"]
         result = {
             name: value
             for name, value in self.validated().items()
             if name not in ("absolute_error", "squared_error", "psnr", "count")
+        }
+        result["aggregate_kl_by_fit"] = {
+            name: samplers[name].kl_from_normal(test.z)
+            for name in ("fitted Gaussian", "fitted mixture")
         }
         result["sliced_wasserstein"] = sliced_wasserstein(
             test.z, seed=self.options.seed

@@ -14,7 +14,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as SklearnMixture
 
 from gamix_jax.errors import InputError
-from gamix_jax.mixture import GaussianMixture
+from gamix_jax.metrics.estimate import Estimate, mean_estimate
+from gamix_jax.mixture import GaussianMixture, standard_normal
 
 FITTED_COMPONENTS = 10  # as pythae's GaussianMixtureSampler
 FULL_COVARIANCE_UP_TO = 128  # latent dimensions; above it the fit is diagonal
@@ -71,6 +72,21 @@ class LatentSampler(NamedTuple):
 
         log_probs = jax.vmap(of_component)(self.mean, self.factor)
         return jax.nn.logsumexp(log_probs + self.log_weights[:, None], axis=0)
+
+    def kl_from_normal(self, z: jax.Array) -> Estimate:
+        """A lower bound on KL(q || N(0, I)), in expectation over draws of q to which this mixture r was not fitted.
+
+        E_q[log r(z) - log N(z; 0, I)] is KL(q || N(0, I)) - KL(q || r). Of draws of held-out
+        images' posteriors, q is the q(z) of all images there could be, which is nearer to
+        N(0, I) than that of N images with narrow posteriors (`bounds.aggregate_kl_bounds`).
+
+        Args:
+          z: [n, D].
+
+        Returns:
+          Nats.
+        """
+        return mean_estimate(self.log_prob(z) - standard_normal(z.shape[1]).log_prob(z))
 
 
 @partial(jax.jit, static_argnames="n")

@@ -19,8 +19,8 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, steps done.
-      skipped: int32 scalar, how many of them changed nothing, for a loss or a gradient
-        was not finite.
+      skipped: int32 scalar, how many of them changed nothing, for they diverged
+        (divergence.py).
       key: the run's random key; it never changes, each step folds its number into it.
       generator_params, generator_batch_stats, generator_opt_state: of the autoencoder.
       ema_params, ema_batch_stats: exponential moving averages of the autoencoder's, for

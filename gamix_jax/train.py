@@ -51,7 +51,7 @@ def train(
     Raises:
       InputError: bad configuration, data, folder or checkpoint, steps to trace that the
         run does not make, processes that do not agree, a disk or a memory that is full,
-        or a loss that is not finite.
+        or more steps that diverge than allowed.
     """
     console = Console(quiet=jax.process_index() > 0)
     try:

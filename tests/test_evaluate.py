@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy.stats import multivariate_normal, norm
 from sklearn.metrics import roc_auc_score
 from test_steps import tiny_config
 
@@ -147,6 +148,25 @@ def test_latent_numbers_are_of_all_held_out_images(evaluated, digits_run):
     )
     np.testing.assert_allclose(latent["between_variance"], mean.var(axis=0), rtol=1e-3)
     assert set(latent["accuracy"]) == {"200", "1000"}  # 1,617 have labels
+
+
+def test_kl_of_new_images_is_by_what_was_fitted_to_training_images(
+    evaluated, options, digits_run
+):
+    """The Gaussian's, by SciPy's densities with the moments of the training images' draws; of the held-out images' own it would be another."""
+    evaluation = Evaluation(digits_run, options)
+    train, test = (np.float64(evaluation.code(x).z) for x in ("train", "test"))
+
+    def bound(fitted):
+        r = multivariate_normal(fitted.mean(axis=0), np.cov(fitted.T, bias=True))
+        return np.mean(r.logpdf(test) - norm.logpdf(test).sum(axis=1))
+
+    found = evaluated[1]["latent"]["aggregate_kl_by_fit"]
+    np.testing.assert_allclose(
+        found["fitted Gaussian"]["value"], bound(train), atol=1e-4
+    )
+    assert abs(bound(test) - bound(train)) > 1e-3
+    assert found["fitted mixture"] != found["fitted Gaussian"]
 
 
 def test_the_evidence_bounds_are_in_order(evaluated):

@@ -82,6 +82,7 @@ def evaluation(step=4):
             "active_units": 4.0,
             "aggregate_kl_lower": 4.7657,
             "aggregate_kl_upper": 5.005,
+            "aggregate_kl_by_fit": {"fitted mixture": number(1.234, 0.056)},
             "sliced_wasserstein": {"distance": 0.1234, "null_mean": 0.0912},
             "accuracy": {"1000": {"linear_probe": number(0.889, 0.023)}},
             "within_variance": [0.5, 0.25, 0.125, 1.0],
@@ -269,6 +270,9 @@ def test_tables_show_numbers_to_the_second_digit_of_their_error(tmp_path):
     assert row("Active units") == ["4"]
     assert row("KL(q(z) ‖ N(0, I)), bracket, nats") == ["4.766 to 5.005"]
     assert row("Sliced Wasserstein distance to N(0, I), of z") == ["0.1234"]
+    assert row(
+        "KL(q(z) ‖ N(0, I)) of new images, at least, nats, by the fitted mixture"
+    ) == ["1.234 ± 0.056"]
     assert row("1,000") == ["0.889 ± 0.023"]
     assert row("negative ELBO") == ["0.981 ± 0.011"]
     for name in ("images", "likelihood", "latent", "anomaly"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 from test_data import photo
@@ -260,32 +261,52 @@ def test_a_step_left_out_changes_nothing_but_the_counts(monkeypatch):
 
 
 def test_a_gradient_far_beyond_the_usual_is_left_out():
-    """Of Adam's memory made by hand: all but the counts stays as it was; at a run's first steps nothing is usual."""
+    """Of Adam's memory made by hand: all but the counts stays as it was; until enough steps were taken nothing is usual."""
     config = small_run(adversarial__loss="none")
     step = map_over_devices(steps_module.make_train_step(config))
     images = np.full((8, 2, 8, 8, 1), 200, np.uint8)
     beginning = create_state(config)
     adam, *rest = beginning.generator_opt_state
-    # From a first moment of 0 and a second of 1e-12 for all parameters.
-    second = jax.tree.map(lambda x: jax.numpy.full_like(x, 1e-12), adam.nu)
-    size = sum(x.size for x in jax.tree.leaves(second))
-    for count, left_out in ((99, False), (100, True)):
-        memory = adam._replace(count=jax.numpy.int32(count), nu=second)
+    norm = float(step(beginning, images)[1]["generator_gradient_norm"])
+    size = sum(x.size for x in jax.tree.leaves(adam.nu))
+    first, limit = divergence.FIRST_STEPS, divergence.LARGEST_RATIO
+    for count, ratio, left_out in (
+        (first - 1, 1e4, False),
+        (first, 0.9 * limit, False),
+        (first, 1.1 * limit, True),
+        (9000, 1.1 * limit, True),
+    ):
+        # What `count` gradients of one norm, this one's over `ratio`, leave in Adam.
+        square = (norm / ratio) ** 2 * (1 - config.optimizer.beta2**count) / size
+        memory = adam._replace(
+            count=jax.numpy.int32(count),
+            nu=jax.tree.map(lambda x: jax.numpy.full_like(x, square), adam.nu),
+        )
         before = beginning.replace(generator_opt_state=(memory, *rest))
         after, metrics = step(before, images)
-        assert int(after.skipped) == left_out
-        usual = np.sqrt(size * 1e-12 / (1 - config.optimizer.beta2**count))
-        ratio = metrics["generator_gradient_norm"] / usual
-        assert ratio > 1e4  # or nothing would be shown
-        expected = ratio if left_out else 1.0
         np.testing.assert_allclose(
-            metrics["generator_gradient_ratio"], expected, rtol=1e-4
+            metrics["generator_gradient_ratio"],
+            ratio if count >= first else 1.0,
+            rtol=1e-4,
         )
         unchanged = before.replace(step=before.step + 1, skipped=before.skipped + 1)
         same = jax.tree.map(
             lambda a, b: np.array_equal(_bits(a), _bits(b)), after, unchanged
         )
         assert all(jax.tree.leaves(same)) == left_out
+        assert int(after.skipped) == left_out
+
+
+def test_the_usual_gradient_is_as_adam_remembers_it(monkeypatch):
+    """Of norms 5, 5 and 10 with beta2 = 1/2: their squares' average with weights 1, 2 and 4."""
+    monkeypatch.setattr(divergence, "FIRST_STEPS", 3)
+    optimizer = optax.adam(1e-3, b2=0.5)
+    state = optimizer.init(jax.numpy.zeros(2))
+    for scale in (1.0, 1.0, 2.0):
+        _, state = optimizer.update(scale * jax.numpy.array([3.0, -4.0]), state)
+    ratio = divergence.gradient_ratio(jax.numpy.array(30.0), state, 0.5)
+    usual = np.sqrt((25 + 2 * 25 + 4 * 100) / 7)
+    np.testing.assert_allclose(ratio, 30 / usual, rtol=1e-6)
 
 
 @pytest.mark.slow
