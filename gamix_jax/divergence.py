@@ -10,9 +10,9 @@ import optax
 from gamix_jax.objective import Metrics
 from gamix_jax.state import TrainState
 
-# In a run on faces that diverged (docs/results.md) it was 4.1 at most, and at last 2e11.
-# Slower growth raises the usual with it: of Adam's memory of 0.999 the ratio after thousands
-# of steps is at most 32 times the growth since the step before.
+# Largest gradient_ratio of a step that is taken. One run on faces that diverged (docs/results.md)
+# had up to 4.1 before, and 2e11 at last. It sees jumps alone: with beta2 = 0.999 the ratio is,
+# late in a run, at most 32 times the growth since the step before.
 LARGEST_RATIO = 100.0
 FIRST_STEPS = 100  # taken before the usual is known
 

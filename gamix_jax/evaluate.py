@@ -125,9 +125,10 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
         ),
         "latent": (
             "Of the held-out images; distances are to N(0, I). The bracket and the information "
-            "are of bounded_images of them; aggregate_kl_by_fit, also a lower bound on KL(q(z) || N(0, "
-            "I)) in expectation, is of all: the mean log-ratio to N(0, I) of the fitted Gaussian or "
-            "mixture at one draw an image. sliced_wasserstein: one draw an image, beside the same for "
+            "are of bounded_images of them, of whose own q(z) they tell. aggregate_kl_lower_by_fit: in expectation "
+            "a lower bound on the KL of new images' q(z) from N(0, I), the mean log-ratio to it of the fitted "
+            "Gaussian or mixture at one draw an image; its standard error is of the images, the fit held "
+            "fixed. sliced_wasserstein: one draw an image, beside the same for "
             "as many draws of N(0, I). accuracy: of labels from posterior means on held-out images, by 5 "
             f"nearest neighbours and logistic regression fitted to so many of {coded:,} training "
             f"images, the mean of {CHOICES} choices of them; standard errors are for the held-out images and the choices. within_variance: of one image's posterior, the spread of its components "

@@ -73,18 +73,20 @@ class LatentSampler(NamedTuple):
         log_probs = jax.vmap(of_component)(self.mean, self.factor)
         return jax.nn.logsumexp(log_probs + self.log_weights[:, None], axis=0)
 
-    def kl_from_normal(self, z: jax.Array) -> Estimate:
+    def kl_lower_bound(self, z: jax.Array) -> Estimate:
         """A lower bound on KL(q || N(0, I)), in expectation over draws of q to which this mixture r was not fitted.
 
-        E_q[log r(z) - log N(z; 0, I)] is KL(q || N(0, I)) - KL(q || r). Of draws of held-out
-        images' posteriors, q is the q(z) of all images there could be, which is nearer to
-        N(0, I) than that of N images with narrow posteriors (`bounds.aggregate_kl_bounds`).
+        E_q[log r(z) - log N(z; 0, I)] is KL(q || N(0, I)) - KL(q || r), which for too few
+        images to fit r can be negative: the fit costs about (parameters of r) / (2 N)
+        nats of N images. Of draws of held-out images' posteriors, q is the q(z) of all
+        images there could be, which is nearer to N(0, I) than that of N images with narrow
+        posteriors (`bounds.aggregate_kl_bounds`).
 
         Args:
           z: [n, D].
 
         Returns:
-          Nats.
+          Nats; the standard error is of the draws, the fit held fixed.
         """
         return mean_estimate(self.log_prob(z) - standard_normal(z.shape[1]).log_prob(z))
 

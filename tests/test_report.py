@@ -82,7 +82,7 @@ def evaluation(step=4):
             "active_units": 4.0,
             "aggregate_kl_lower": 4.7657,
             "aggregate_kl_upper": 5.005,
-            "aggregate_kl_by_fit": {"fitted mixture": number(1.234, 0.056)},
+            "aggregate_kl_lower_by_fit": {"fitted mixture": number(1.234, 0.056)},
             "sliced_wasserstein": {"distance": 0.1234, "null_mean": 0.0912},
             "accuracy": {"1000": {"linear_probe": number(0.889, 0.023)}},
             "within_variance": [0.5, 0.25, 0.125, 1.0],

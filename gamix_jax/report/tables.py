@@ -35,7 +35,7 @@ TITLES = {
     "component_entropy": "Entropy of the components, nats",
     "collapse_penalty": "Collapse penalty",
     "bounded_images": "Images in the brackets",
-    "aggregate_kl_by_fit": "KL(q(z) ‖ N(0, I)) of new images, at least, nats",
+    "aggregate_kl_lower_by_fit": "KL(q(z) ‖ N(0, I)) of new images, at least, nats",
     "fitted Gaussian": "by the fitted Gaussian",
     "fitted mixture": "by the fitted mixture",
     "sliced_wasserstein": "Sliced Wasserstein distance to N(0, I)",
