@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax.flatten_util import ravel_pytree
 
 from gamix_jax.aggregate_fit import AggregateFit, initial_fit
 from gamix_jax.mixture import AggregateMoments
@@ -70,15 +71,13 @@ def make_models(
 def make_optimizers(
     config: ml_collections.ConfigDict,
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Adam for the autoencoder and for the discriminator, of all parameters as one vector: a call of the step costs by the array."""
+    """Adam for the autoencoder and for the discriminator, each of its parameters as one vector: a call of the step costs by the array."""
     return tuple(
-        optax.flatten(
-            optax.adam(
-                learning_rate,
-                b1=config.optimizer.beta1,
-                b2=config.optimizer.beta2,
-                eps=1e-7,
-            )
+        optax.adam(
+            learning_rate,
+            b1=config.optimizer.beta1,
+            b2=config.optimizer.beta2,
+            eps=1e-7,
         )
         for learning_rate in (
             config.optimizer.generator_learning_rate,
@@ -114,7 +113,7 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
             key=run_key,
             generator_params=params,
             generator_batch_stats=batch_stats,
-            generator_opt_state=generator_optimizer.init(params),
+            generator_opt_state=generator_optimizer.init(ravel_pytree(params)[0]),
             ema_params=params,
             ema_batch_stats=batch_stats,
             moments=AggregateMoments(
@@ -130,7 +129,9 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
             else None,
             discriminator_params=opponent["params"],
             discriminator_batch_stats=opponent.get("batch_stats", {}),
-            discriminator_opt_state=discriminator_optimizer.init(opponent["params"])
+            discriminator_opt_state=discriminator_optimizer.init(
+                ravel_pytree(opponent["params"])[0]
+            )
             if opponent["params"]
             else optax.EmptyState(),
         )

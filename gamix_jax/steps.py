@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax.flatten_util import ravel_pytree
 
 from gamix_jax import losses
 from gamix_jax.adversarial import (
@@ -187,16 +188,17 @@ def _autoencode(
 def _descend(
     optimizer: optax.GradientTransformation, gradient: Any, params: Any, opt_state: Any
 ) -> tuple[Any, Any, Metrics]:
-    """One step along the gradient of all replicas: parameters, optimiser and norms."""
+    """One step along the gradient of all replicas, all parameters as one vector: parameters, optimiser and norms."""
     with jax.named_scope("gradients"):
-        gradient = jax.lax.pmean(gradient, AXIS)
+        gradient, _ = ravel_pytree(jax.lax.pmean(gradient, AXIS))
+    params, unravel = ravel_pytree(params)
     updates, opt_state = optimizer.update(gradient, opt_state)
     params = optax.apply_updates(params, updates)
     norms = {
-        "gradient_norm": optax.tree.norm(gradient),
-        "parameter_norm": optax.tree.norm(params),
+        "gradient_norm": jnp.linalg.norm(gradient),
+        "parameter_norm": jnp.linalg.norm(params),
     }
-    return params, opt_state, norms
+    return unravel(params), opt_state, norms
 
 
 def _image_keys(key: jax.Array, count: int) -> jax.Array:
