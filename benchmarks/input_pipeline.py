@@ -148,7 +148,8 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument("--eats", nargs="*", default=["digits", "celeba:small"])
+    eats = ["digits", "celeba:small", "celeba:128,small"]
+    parser.add_argument("--eats", nargs="*", default=eats, help="one of each size")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each rate")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -20,6 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always"]
+    try:
+        said = subprocess.run([*command, "--dirty"], capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return said.stdout.strip() or "unknown"
+
+
+COMMIT = _commit()  # at the start: the tree may change while a script runs
+
+
 def environment() -> dict[str, Any]:
     """Device, versions, commit and date."""
     versions = {"python": platform.python_version()}
@@ -28,13 +40,11 @@ def environment() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always"]
-    commit = subprocess.run([*command, "--dirty"], capture_output=True, text=True)
     devices = jax.devices()
     return {
         "device": f"{len(devices)} {devices[0].device_kind}, {os.cpu_count()} cores",
         "versions": versions,
-        "commit": commit.stdout.strip(),
+        "commit": COMMIT,
         "date": date.today().isoformat(),
     }
 

@@ -15,6 +15,7 @@ says how many cores others had meanwhile; quote no ratio where that is above 0.1
 """
 
 import argparse
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -264,17 +265,12 @@ def main() -> None:
     if jax.local_device_count() > 1:
         raise SystemExit("Let this see one device only (CUDA_VISIBLE_DEVICES=0).")
     check(args.compile_modes)
-    rows = [
-        measure(
-            configuration(size, width, batch, dtype), args.compile_modes, args.rounds
-        )
-        for size in args.sizes
-        for width in args.widths
-        for batch in args.batches
-        for dtype in args.dtypes
-    ]
+    rows = []
+    for of_one in itertools.product(args.sizes, args.widths, args.batches, args.dtypes):
+        rows.append(measure(configuration(*of_one), args.compile_modes, args.rounds))
+        # Kept, should the next one fail.
+        write(args.json, {"rows": rows, "torch_threads": torch.get_num_threads()})
     show(rows, "Training step, images per second")
-    write(args.json, {"rows": rows, "torch_threads": torch.get_num_threads()})
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def _descend(
 ) -> tuple[Any, Any, Metrics]:
     """One step along the gradient of all replicas, all parameters as one vector: parameters, optimiser and norms."""
     with jax.named_scope("gradients"):
-        gradient, _ = ravel_pytree(jax.lax.pmean(gradient, AXIS))
+        gradient = jax.lax.pmean(ravel_pytree(gradient)[0], AXIS)
     params, unravel = ravel_pytree(params)
     updates, opt_state = optimizer.update(gradient, opt_state)
     params = optax.apply_updates(params, updates)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from test_data import photo
 from test_main import ROOT
@@ -113,10 +114,33 @@ def test_train_step(tmp_path, tiny, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     found = rows(
         *("train_step.py", tmp_path, "--configs", tiny, "--batches", "8"),
-        *("--remat", "no", "yes", "--rounds=1"),
+        *("--remat", "no", "yes", "--rounds=1", "--loop=3"),
     )
     assert [(row["batch"], row["remat"]) for row in found] == [(8, False), (8, True)]
     for row in found:
         floor = max(row["products, ms"], row["copies, ms"])
         assert row["floor / step"] == pytest.approx(floor / row["ms a step"])
         assert row["images/s"] * row["ms a step"] == pytest.approx(1e3 * row["batch"])
+        assert 0.0 < row["outside steps"] < 1.0
+
+
+def test_differences_of_precision(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import precision
+
+    float32 = np.array([[1.0, 3.0], [2.0, 4.0]])  # two seeds, two steps
+    last = {
+        "float32": float32,
+        "bfloat16": float32 + np.array([[0.1], [0.3]]),
+        precision.CONTROL: float32 + np.array([[0.2], [0.0]]),
+    }
+    found = {
+        row["difference"]: (row["mean"], row["standard error"], row["mean size"])
+        for row in precision.rows_of_trained("kl", last)
+    }
+    # By hand, in parts of 2.5, float32's mean size: 0 and 0.3; 0.1 and 0.3; 0.2 and 0.
+    assert found == {
+        "bfloat16 - mean of both float32": ("+6.00%", "6.00%", "6.0%"),
+        "bfloat16 - float32": ("+8.00%", "4.00%", "8.0%"),
+        "float32 again - float32": ("+4.00%", "4.00%", "4.0%"),
+    }
