@@ -24,6 +24,7 @@ import ml_collections
 import numpy as np
 import record
 
+from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.data import open_images
 from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import TrainState
@@ -154,6 +155,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds < 2 or args.steps < 10:
         parser.error("needs 2 seeds and 10 steps, or more")
+    keep_freed_memory()  # as --mode=train does
     runs, state = {name: [] for name in (*DTYPES, CONTROL)}, None
     for seed in range(args.seeds):
         for name, of_seeds in runs.items():
