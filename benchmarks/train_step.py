@@ -125,6 +125,7 @@ def outside_steps(config: ml_collections.ConfigDict, steps: int) -> float:
         np.save(f"{folder}/images.npy", images.astype(np.uint8))
         config.data.source, config.data.dir = "array", f"{folder}/images.npy"
         config.data.test_split, config.data.test_fraction = "", 0.1
+        config.data.crop = "center"
         config.train.steps = config.train.evaluate_every = steps
         config.train.checkpoint_every = steps
         with mock.patch("gamix_jax.loop.map_over_devices", timed):
