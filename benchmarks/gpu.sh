@@ -6,13 +6,13 @@
 # OUT; a part that fails or takes too long is said so, and the next one begins, what the goals
 # are about first. Start, input and inference are not timed: benchmarks of their own.
 set -u
-out=$(mkdir -p "$1" && cd "$1" && pwd)
-cd "$(dirname "$0")/.."
+out=$(mkdir -p "${1:?names no folder for the results}" && cd "$1" && pwd) || exit 1
+cd "$(dirname "$0")/.." || exit 1
 cache=$(mktemp -d)
 trap 'rm -rf "$cache"' EXIT
 visible=${CUDA_VISIBLE_DEVICES:-0}
 export CUDA_VISIBLE_DEVICES=${visible%%,*} PYTHONPATH=. TORCHINDUCTOR_CACHE_DIR=$cache/torch
-export XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_COMPILATION_CACHE_DIR=$cache/jax
+export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_COMPILATION_CACHE_DIR=$cache/jax
 
 part() { # name, seconds, script and its flags
   local name=$1 seconds=$2
@@ -25,15 +25,15 @@ part() { # name, seconds, script and its flags
 
 all() {
   # One process for each network: what fails in one leaves the others.
-  part step_256 75 train_step.py --configs celeba_hq --dtypes bfloat16 --rounds=3
-  part step_64 60 train_step.py --configs celeba --dtypes bfloat16 float32 --rounds=3
-  if python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
-    part twin_256 130 torch_twin.py --sizes=256 --batches=16 --dtypes=bfloat16 --rounds=3
+  part step_256 75 train_step.py --configs celeba_hq --dtypes bfloat16 --rounds=3 --seconds=0.5
+  part step_64 60 train_step.py --configs celeba --dtypes bfloat16 float32 --rounds=3 --seconds=0.5
+  if timeout 15 python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    part twin_256 120 torch_twin.py --sizes=256 --batches=16 --dtypes=bfloat16 --rounds=3
     part twin_64 80 torch_twin.py --sizes=64 --batches=64 --dtypes=bfloat16 --rounds=3
   else
     echo "== twin: left out, for there is no PyTorch that sees a GPU"
   fi
-  part step_128_batch_256 60 train_step.py --configs celeba:128 --dtypes bfloat16 --batches 256 --remat no yes --rounds=3
-  part digits 40 train_step.py --configs digits --dtypes float32 bfloat16 --rounds=3
+  part step_128_batch_256 60 train_step.py --configs celeba:128 --dtypes bfloat16 --batches 256 --remat yes no --rounds=3 --seconds=0.5
+  part digits 40 train_step.py --configs digits --dtypes float32 bfloat16 --rounds=3 --seconds=0.5
 }
 all 2>&1 | tee "$out/log"

@@ -150,7 +150,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the picture")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.seeds < 2 or args.steps < 10:

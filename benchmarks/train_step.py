@@ -101,10 +101,17 @@ def copied_bytes(step: jax.stages.Compiled) -> float:
     return step.cost_analysis()["bytes accessed"] - nothing
 
 
-def outside_steps(config: ml_collections.ConfigDict, steps: int) -> float:
-    """Share of a training's seconds, from its first step's end to its last one's, that are not those of its step: reading, logs, the bar.
+def share_outside(calls: list[tuple[float, float]]) -> float:
+    """Of the time from the first call's end to the last one's, what lies between the calls (starts and ends, seconds)."""
+    starts, ends = np.array(calls).T
+    return 1.0 - float(np.sum(ends[1:] - starts[1:]) / (ends[-1] - ends[0]))
 
-    Of random images from an array, in the configuration's own dtype; each step is waited for.
+
+def outside_steps(config: ml_collections.ConfigDict, steps: int) -> float:
+    """Share of a training's seconds that are not those of its step: the wait for images, logs, the bar.
+
+    Of random images from an array; each step is waited for, and the first is left out. Logs
+    count if there are several times as many steps as `config.train.log_every`.
     """
     calls = []
 
@@ -119,10 +126,10 @@ def outside_steps(config: ml_collections.ConfigDict, steps: int) -> float:
 
         return call
 
-    side, channels = config.data.size, config.data.channels
-    images = np.random.default_rng(0).integers(0, 256, (1000, side, side, channels))
+    shape = (1000, config.data.size, config.data.size, config.data.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        np.save(f"{folder}/images.npy", images.astype(np.uint8))
+        np.save(f"{folder}/images.npy", images)
         config.data.source, config.data.dir = "array", f"{folder}/images.npy"
         config.data.test_split, config.data.test_fraction = "", 0.1
         config.data.crop = "center"
@@ -130,19 +137,17 @@ def outside_steps(config: ml_collections.ConfigDict, steps: int) -> float:
         config.train.checkpoint_every = steps
         with mock.patch("gamix_jax.loop.map_over_devices", timed):
             train(config, Path(folder) / "run")
-    starts, ends = np.array(calls[:steps]).T  # the rest are of the evaluation
-    return 1.0 - float(np.sum(ends[1:] - starts[1:]) / (ends[-1] - ends[0]))
+    return share_outside(calls[:steps])  # the rest are of the evaluation
 
 
-def measure(name: str, dtype: str, batch: int, remat: bool, rounds: int) -> dict:
+def measure(
+    config: ml_collections.ConfigDict, name: str, rounds: int, seconds: float
+) -> dict:
     """A row of the table."""
-    config = record.load_config(name)
-    config.model.dtype, config.model.remat = dtype, remat
-    config.train.batch_size = batch or config.train.batch_size
     functions, step = calls(config)
     times = {
-        what: float(np.median(seconds))
-        for what, seconds in record.time_in_turn(functions, rounds).items()
+        what: float(np.median(taken))
+        for what, taken in record.time_in_turn(functions, rounds, seconds).items()
     }
     flop = 1e9 * training_gflop_per_image(config) * config.train.batch_size
     side = SIDE[jax.default_backend()]
@@ -151,8 +156,8 @@ def measure(name: str, dtype: str, batch: int, remat: bool, rounds: int) -> dict
     of_copies = copied_bytes(step) / bytes_a_second
     return {
         "config": name,
-        "dtype": dtype,
-        "remat": remat,
+        "dtype": config.model.dtype,
+        "remat": config.model.remat,
         "batch": config.train.batch_size,
         "ms a step": 1e3 * times["step"],
         "images/s": config.train.batch_size / times["step"],
@@ -178,6 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--remat", nargs="+", choices=["no", "yes"], default=["no"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
     parser.add_argument(
         "--loop", type=int, default=0, help="steps of a training that is measured too"
     )
@@ -190,9 +196,12 @@ def main() -> None:
     for name, dtype, batch, remat in itertools.product(
         args.configs, args.dtypes, args.batches, args.remat
     ):
-        row = measure(name, dtype, batch, remat == "yes", args.rounds)
+        config = record.load_config(name)
+        config.model.dtype, config.model.remat = dtype, remat == "yes"
+        config.train.batch_size = batch or config.train.batch_size
+        row = measure(config, name, args.rounds, args.seconds)
         if args.loop:
-            row["outside steps"] = outside_steps(record.load_config(name), args.loop)
+            row["outside steps"] = outside_steps(config, args.loop)
         rows.append(row)
         record.write(args.json, {"rows": rows})  # kept, should the next one fail
     record.show(rows, "The training step beside the machine's limits")

@@ -121,7 +121,16 @@ def test_train_step(tmp_path, tiny, monkeypatch):
         floor = max(row["products, ms"], row["copies, ms"])
         assert row["floor / step"] == pytest.approx(floor / row["ms a step"])
         assert row["images/s"] * row["ms a step"] == pytest.approx(1e3 * row["batch"])
-        assert 0.0 < row["outside steps"] < 1.0
+        assert row["outside steps"] < 1.0
+
+
+def test_share_outside_steps(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import train_step
+
+    # By hand: from 9 to 14 two calls of 1.
+    found = train_step.share_outside([(0.0, 9.0), (10.0, 11.0), (13.0, 14.0)])
+    assert found == pytest.approx(1.0 - 2.0 / 5.0)
 
 
 def test_differences_of_precision(monkeypatch):
