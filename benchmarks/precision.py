@@ -1,9 +1,10 @@
 """The losses of trainings in bfloat16 beside float32, from the same weights, images and noise, over several seeds.
 
-    python benchmarks/precision.py --images=DIR --runs=runs/precision --out=docs --json=benchmarks/precision.json
+    python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --json=benchmarks/precision.json
 
-`--images` is the folder of photos that configs/celeba.py:folder,small trains on, with the
-discriminator from the first step. Draws the curves to OUT/precision.png. Trainings drift
+`--images` is the folder of photos that configs/celeba.py:folder,small trains on, in which
+the autoencoder plays against the discriminator from step 2000 on, or from that of
+`--adversarial_start`. Draws the curves. Trainings drift
 apart from the first rounding, so each seed is trained a third time, in float32 with the
 autoencoder's learning rate larger by a millionth: what differs there is chance. The first table has how
 the means over the last fifth of the steps differ between bfloat16, float32 and that
@@ -16,6 +17,7 @@ difference, its standard error over the batches, and the largest.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -45,7 +47,7 @@ BATCHES = 50  # for the losses of one state
 
 
 def config_of(
-    images: Path, name: str, seed: int, steps: int
+    name: str, seed: int, images: Path, steps: int, adversarial_start: int | None
 ) -> ml_collections.ConfigDict:
     """Of a training in one of DTYPES, or of the CONTROL."""
     config = record.load_config("celeba:folder,small")
@@ -53,7 +55,9 @@ def config_of(
     config.model.dtype = "float32" if name == CONTROL else name
     if name == CONTROL:
         config.optimizer.generator_learning_rate *= 1 + 1e-6
-    config.adversarial.start, config.train.log_every = 0, 1
+    if adversarial_start is not None:
+        config.adversarial.start = adversarial_start
+    config.train.log_every = 1
     config.train.steps = config.train.evaluate_every = steps
     config.train.checkpoint_every = steps
     return config
@@ -148,7 +152,8 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, required=True, help="gone on from, if there"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the picture")
+    parser.add_argument("--picture", type=Path, required=True, help="of the curves")
+    parser.add_argument("--adversarial_start", type=int, help="a step")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--json", type=Path)
@@ -156,12 +161,17 @@ def main() -> None:
     if args.seeds < 2 or args.steps < 10:
         parser.error("needs 2 seeds and 10 steps, or more")
     keep_freed_memory()  # as --mode=train does
+    configured = partial(
+        config_of,
+        images=args.images,
+        steps=args.steps,
+        adversarial_start=args.adversarial_start,
+    )
     runs, state = {name: [] for name in (*DTYPES, CONTROL)}, None
     for seed in range(args.seeds):
         for name, of_seeds in runs.items():
-            config = config_of(args.images, name, seed, args.steps)
             losses, ended = curves(
-                config, args.runs / f"{name}_{seed}".replace(" ", "_")
+                configured(name, seed), args.runs / f"{name}_{seed}".replace(" ", "_")
             )
             of_seeds.append(losses)
             state = ended if state is None else state
@@ -169,17 +179,14 @@ def main() -> None:
         name: {loss: np.stack([of[loss] for of in of_seeds]) for loss in LOSSES}
         for name, of_seeds in runs.items()
     }
-    draw(found, args.out / "precision.png")
+    draw(found, args.picture)
     fifth = args.steps // 5
     last = {
         loss: {name: of[loss][:, -fifth:] for name, of in found.items()}
         for loss in LOSSES
     }
     trained = [row for loss in LOSSES for row in rows_of_trained(loss, last[loss])]
-    same = {
-        dtype: losses_at(config_of(args.images, dtype, 0, args.steps), state)
-        for dtype in DTYPES
-    }
+    same = {dtype: losses_at(configured(dtype, 0), state) for dtype in DTYPES}
     of_one_state = [
         row_of_one_state(loss, *(same[dtype][loss] for dtype in DTYPES))
         for loss in LOSSES
@@ -191,7 +198,10 @@ def main() -> None:
         for loss, of in last.items()
     }
     tables = {"trained": trained, "of one state": of_one_state, "means": means}
-    record.write(args.json, tables | {"steps": args.steps, "seeds": args.seeds})
+    asked = {
+        name: getattr(args, name) for name in ("steps", "seeds", "adversarial_start")
+    }
+    record.write(args.json, tables | asked)
 
 
 if __name__ == "__main__":
