@@ -153,7 +153,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="of each rate")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    import record  # here, as JAX above: the readers import this file and do without it
+    # Here, as JAX above: the readers import this file and do without it.
+    import record
+
+    from gamix_jax.cpu import keep_freed_memory
 
     digits = open_images(record.load_config("digits").data, "train")
     rows = [{"size": 8, "source": "digits", "workers": 0}]
@@ -169,6 +172,7 @@ def main() -> None:
                 (photos / f"{i:06d}.jpg").symlink_to(path.absolute())
         for size in options.sizes:
             rows += measure(photos, scratch, size, options.workers, options.seconds)
+    keep_freed_memory()  # as --mode=train does; only now, for memory was measured
     steps = {}
     for name in options.eats:
         config = record.load_config(name)
