@@ -3,8 +3,8 @@
 #
 # Uses the first GPU and no data, and wants what `pip install .` brings; the twin PyTorch
 # with CUDA too. Writes JSON of each part, after each row of it, and one log to the folder
-# OUT; a part that fails or takes too long is said so, and the next one begins, what the goals
-# are about first. Start, input and inference are not timed: benchmarks of their own.
+# OUT; a part that fails or takes too long is said so, and the next one begins, the larger
+# networks first. Start, input and inference are not timed: benchmarks of their own.
 set -u
 out=$(mkdir -p "${1:?names no folder for the results}" && cd "$1" && pwd) || exit 1
 cd "$(dirname "$0")/.." || exit 1
@@ -34,6 +34,6 @@ all() {
     echo "== twin: left out, for there is no PyTorch that sees a GPU"
   fi
   part step_128_batch_256 60 train_step.py --configs celeba:128 --dtypes bfloat16 --batches 256 --remat yes no --rounds=3 --seconds=0.5
-  part digits 40 train_step.py --configs digits --dtypes float32 bfloat16 --rounds=3 --seconds=0.5
+  part digits 30 train_step.py --configs digits --dtypes float32 bfloat16 --rounds=3 --seconds=0.5
 }
 all 2>&1 | tee "$out/log"

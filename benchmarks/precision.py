@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --json=benchmarks/precision.json
 
-`--images` is the folder of photos that configs/celeba.py:folder,small trains on, in which
-the autoencoder plays against the discriminator from step 2000 on, or from that of
-`--adversarial_start`. Draws the curves. Trainings drift
+`--images` is the folder of photos that configs/celeba.py:folder,small trains on. There the
+discriminator learns from the first step, but the autoencoder feels it from step 2000 on
+alone, or from `--adversarial_start`; a folder of runs is of one start. Draws the curves. Trainings drift
 apart from the first rounding, so each seed is trained a third time, in float32 with the
 autoencoder's learning rate larger by a millionth: what differs there is chance. The first table has how
 the means over the last fifth of the steps differ between bfloat16, float32 and that
@@ -160,6 +160,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds < 2 or args.steps < 10:
         parser.error("needs 2 seeds and 10 steps, or more")
+    args.picture.parent.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()  # as --mode=train does
     configured = partial(
         config_of,
@@ -198,9 +199,8 @@ def main() -> None:
         for loss, of in last.items()
     }
     tables = {"trained": trained, "of one state": of_one_state, "means": means}
-    asked = {
-        name: getattr(args, name) for name in ("steps", "seeds", "adversarial_start")
-    }
+    start = configured(CONTROL, 0).adversarial.start
+    asked = {"steps": args.steps, "seeds": args.seeds, "adversarial start": start}
     record.write(args.json, tables | asked)
 
 

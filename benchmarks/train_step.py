@@ -6,7 +6,8 @@ Products: the floating-point operations of the step's convolutions and matrix pr
 the rate of a large matrix product. Copies: the bytes that XLA counts in the compiled
 program, operation by operation, at the rate of an addition of 1 to a large array; what
 lies in a cache takes less. Both rates are measured here, in turn with the step, and the
-floor is the larger of the two. "Host" is what a call costs beside the program: a step that
+floor is the larger of the two; no bound on a CPU in float32, where Winograd's convolutions
+take half of the products counted. "Host" is what a call costs beside the program: a step that
 only adds 1 to as many numbers as the state has arrays. Each step is waited for, as training
 on a CPU does; on a GPU it waits at its logs only. One device; no data is read.
 """

@@ -121,7 +121,7 @@ def test_train_step(tmp_path, tiny, monkeypatch):
         floor = max(row["products, ms"], row["copies, ms"])
         assert row["floor / step"] == pytest.approx(floor / row["ms a step"])
         assert row["images/s"] * row["ms a step"] == pytest.approx(1e3 * row["batch"])
-        assert "outside steps" in row
+        assert 0.0 <= row["outside steps"] < 1.0
 
 
 def test_share_outside_steps(monkeypatch):
