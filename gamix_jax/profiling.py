@@ -26,17 +26,28 @@ def parse_steps(text: str) -> range:
     return steps
 
 
-def check_steps(steps: range, first: int, last: int) -> None:
-    """Refuses steps to trace that a run from `first` to `last` steps done does not make.
+def check_steps(steps: range, last: int) -> None:
+    """Refuses steps to trace that a run of `last` steps does not make.
 
     Raises:
       InputError: says which steps there are.
     """
-    if steps and not first <= steps.start < steps.stop <= last:
+    if steps.stop > last:
         raise InputError(
             f"--profile={steps.start}:{steps.stop} is not within the steps of this run, "
-            f"{first}:{last}."
+            f"0:{last}."
         )
+
+
+def steps_left(steps: range, done: int, console: Console) -> range:
+    """Those of the steps to trace that a run goes on to make, so that the same command goes on; says so where there are fewer."""
+    left = range(max(steps.start, done), steps.stop)
+    if left != steps:
+        console.print(
+            f"Of the steps of --profile={steps.start}:{steps.stop} {len(left) or 'none'} "
+            f"{'are' if len(left) > 1 else 'is'} left to trace."
+        )
+    return left
 
 
 class StepTrace:
@@ -79,8 +90,13 @@ class StepTrace:
 
     def _write(self) -> None:
         self._begun = False
-        jax.profiler.stop_trace()
-        self._console.print(f"Trace written to {self._folder}", soft_wrap=True)
+        try:
+            jax.profiler.stop_trace()
+        except (jax.errors.JaxRuntimeError, OSError) as error:  # the run is worth more
+            said = f"No trace could be written to {self._folder} ({error})."
+            self._console.print(said, soft_wrap=True, markup=False)
+        else:
+            self._console.print(f"Trace written to {self._folder}", soft_wrap=True)
 
     def __enter__(self) -> "StepTrace":
         return self

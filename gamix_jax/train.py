@@ -20,7 +20,7 @@ from gamix_jax.logs import MetricLog, holds_evaluation
 from gamix_jax.loop import Run, run_steps
 from gamix_jax.parallel import put_on_devices, replicate
 from gamix_jax.pods import agree, fingerprint, gather, software
-from gamix_jax.profiling import check_steps
+from gamix_jax.profiling import check_steps, steps_left
 from gamix_jax.resume import check_continued
 from gamix_jax.state import TrainState, create_state, with_raw_key
 
@@ -44,13 +44,14 @@ def train(
       accept_changes: go on with a configuration that the run was not begun with, as far
         as `resume.check_continued` allows it.
       profile: steps that are traced, to WORKDIR/profile; step n begins when n are done.
+        Those done before are left out.
 
     Returns:
       The last state.
 
     Raises:
-      InputError: bad configuration, data, folder or checkpoint, steps to trace that the
-        run does not make, processes that do not agree, a disk or a memory that is full,
+      InputError: bad configuration, data, folder or checkpoint, steps to trace beyond
+        the last, processes that do not agree, a disk or a memory that is full,
         or more steps that diverge than allowed.
     """
     console = Console(quiet=jax.process_index() > 0)
@@ -78,8 +79,8 @@ def _train(
     stack: contextlib.ExitStack,
 ) -> TrainState:
     """As `train`; what is to be closed goes to the stack."""
-    check_steps(profile, 0, config.train.steps)
-    images = agree(lambda: _open(config, workdir, console, stack))
+    check_steps(profile, config.train.steps)
+    images = agree(lambda: _open(config, workdir, profile, console, stack))
     agree(lambda: (None, {"the holder of --workdir's lock": read_holder(workdir)}))
     checkpoints = Checkpoints(workdir, config.train.checkpoints_kept)
     stack.callback(checkpoints.close)
@@ -109,7 +110,6 @@ def _train(
     else:
 
         def restore() -> tuple[tuple, dict[str, Any]]:
-            check_steps(profile, checkpoints.latest_step(), config.train.steps)
             saved = checkpoints.read_position()
             # Keys that are newer than the run had the effect of their defaults.
             before = saved.get("begun_with", begun_with)
@@ -127,6 +127,7 @@ def _train(
         for change in changes:
             console.print(f"Changed: {change}.", soft_wrap=True)
         batches.set_state(saved["batches"])
+        profile = steps_left(profile, int(state.step), console)
         # Process 0 knows whether it was made up for since.
         done = gather(holds_evaluation(workdir, int(state.step)))[0]
         pending = saved["evaluation_pending"] and not done
@@ -158,6 +159,7 @@ def _train(
 def _open(
     config: ml_collections.ConfigDict,
     workdir: Path,
+    profile: range,
     console: Console,
     stack: contextlib.ExitStack,
 ) -> tuple[dict[str, data.Images], dict[str, Any]]:
@@ -169,6 +171,8 @@ def _open(
     for split in images.values():
         split[0]  # what cannot be read at all is found before anything is compiled
     make_folder(workdir, "workdir")
+    if profile:
+        make_folder(workdir / "profile", "workdir")
     if jax.process_index() == 0:
         stack.enter_context(locked(workdir, console.print))
     facts = {}

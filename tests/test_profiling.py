@@ -71,10 +71,45 @@ def test_what_is_no_range_of_steps_is_refused(text):
         parse_steps(text)
 
 
-def test_steps_that_the_run_does_not_make_are_refused(digits_run, tmp_path):
+def test_steps_that_the_run_does_not_make_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"--profile=2:5 is not within .* run, 0:4\."):
         train(small_run(), tmp_path / "run", profile=range(2, 5))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_same_command_goes_on_past_steps_that_are_done(
+    digits_run, tmp_path, capsys
+):
+    """A run of 4 steps, stopped in or after what was to be traced, as after a signal."""
     shutil.copytree(digits_run, tmp_path / "run")
-    with pytest.raises(InputError, match=r"--profile=3:5 is not within .* run, 4:6\."):
-        train(small_run(train__steps=6), tmp_path / "run", profile=range(3, 5))
+    train(small_run(train__steps=6), tmp_path / "run", profile=range(3, 5))
+    assert traced_steps(tmp_path / "run") == [4]
+    assert "Of the steps of --profile=3:5 1 is left" in capsys.readouterr().out
+    state = train(small_run(train__steps=7), tmp_path / "run", profile=range(3, 5))
+    assert int(state.step) == 7
+    assert traced_steps(tmp_path / "run") == [4]
+    assert "Of the steps of --profile=3:5 none is left" in capsys.readouterr().out
+
+
+def test_a_folder_that_takes_no_trace_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "profile").touch()
+    with pytest.raises(InputError, match=r"/profile cannot be written to"):
+        train(small_run(), tmp_path, profile=range(2, 4))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_trace_that_cannot_be_written_leaves_the_run_as_it_is(
+    digits_run, tmp_path, capsys
+):
+    class Bar(loop_module.ProgressBar):
+        def step(self, step):
+            if step == 5:
+                shutil.rmtree(tmp_path / "run/profile")
+                (tmp_path / "run/profile").touch()
+
+    shutil.copytree(digits_run, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module, "ProgressBar", Bar)
+        state = train(small_run(train__steps=7), tmp_path / "run", profile=range(4, 6))
+    assert int(state.step) == 7
+    assert "No trace could be written to" in capsys.readouterr().out
