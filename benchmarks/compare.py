@@ -199,7 +199,7 @@ def parse() -> argparse.Namespace:
         default=cores,
         help="at a time, each on cores of its own; 0 makes tables of what is done",
     )
-    parser.add_argument("--json", type=Path, help="of all numbers; grows")
+    parser.add_argument("--json", type=record.json_file, help="of all numbers; grows")
     parser.add_argument(
         "--features", type=Path, help="classifier; else trained, and kept in RUNS"
     )

@@ -10,6 +10,8 @@ out=$(mkdir -p "${1:?names no folder for the results}" && cd "$1" && pwd) || exi
 cd "$(dirname "$0")/.." || exit 1
 cache=$(mktemp -d)
 trap 'rm -rf "$cache"' EXIT
+trap 'kill "$running"; exit 1' INT TERM
+exec > >(tee "$out/log") 2>&1
 visible=${CUDA_VISIBLE_DEVICES:-0}
 export CUDA_VISIBLE_DEVICES=${visible%%,*} PYTHONPATH=. TORCHINDUCTOR_CACHE_DIR=$cache/torch
 export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_COMPILATION_CACHE_DIR=$cache/jax
@@ -18,22 +20,29 @@ part() { # name, seconds, script and its flags
   local name=$1 seconds=$2
   shift 2
   echo "== $name: python benchmarks/$*"
-  timeout -k 5 "$seconds" python "benchmarks/$@" --json="$out/$name.json"
+  timeout -k 5 "$seconds" python "benchmarks/$@" --json="$out/$name.json" &
+  running=$!
+  wait "$running"
   local status=$?
-  [ "$status" -eq 0 ] || echo "== $name failed with exit code $status (124: longer than $seconds s)"
+  [ "$status" -eq 0 ] && return
+  failed=1
+  echo "== $name failed with exit code $status (124: longer than $seconds s)"
 }
 
-all() {
-  # One process for each network: what fails in one leaves the others.
-  part step_256 75 train_step.py --configs celeba_hq --dtypes bfloat16 --rounds=3 --seconds=0.5
-  part step_64 60 train_step.py --configs celeba --dtypes bfloat16 float32 --rounds=3 --seconds=0.5
-  if timeout 15 python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
-    part twin_256 120 torch_twin.py --sizes=256 --batches=16 --dtypes=bfloat16 --rounds=3
-    part twin_64 80 torch_twin.py --sizes=64 --batches=64 --dtypes=bfloat16 --rounds=3
-  else
-    echo "== twin: left out, for there is no PyTorch that sees a GPU"
-  fi
-  part step_128_batch_256 60 train_step.py --configs celeba:128 --dtypes bfloat16 --batches 256 --remat yes no --rounds=3 --seconds=0.5
-  part digits 30 train_step.py --configs digits --dtypes float32 bfloat16 --rounds=3 --seconds=0.5
-}
-all 2>&1 | tee "$out/log"
+running= failed=0
+if ! timeout 20 python -c "import sys, jax; print(jax.devices()); sys.exit(jax.default_backend() != 'gpu')"; then
+  echo "error: JAX sees no GPU here; pip install '.[cuda]' on a machine with one."
+  exit 1
+fi
+# One process for each network: what fails in one leaves the others.
+part step_256 75 train_step.py --configs celeba_hq --dtypes bfloat16 --rounds=3 --seconds=0.5
+part step_64 55 train_step.py --configs celeba --dtypes bfloat16 float32 --rounds=3 --seconds=0.5
+if timeout 15 python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+  part twin_256 110 torch_twin.py --sizes=256 --batches=16 --dtypes=bfloat16 --rounds=3
+  part twin_64 80 torch_twin.py --sizes=64 --batches=64 --dtypes=bfloat16 --rounds=3
+else
+  echo "== twin: left out, for there is no PyTorch that sees a GPU"
+fi
+part step_128_batch_256 60 train_step.py --configs celeba:128 --dtypes bfloat16 --batches 256 --remat yes no --rounds=3 --seconds=0.5
+part digits 30 train_step.py --configs digits --dtypes float32 bfloat16 --rounds=3 --seconds=0.5
+exit $failed

@@ -144,6 +144,8 @@ def step_rate(config: ml_collections.ConfigDict, seconds: float) -> float:
 
 
 def main() -> None:
+    import record  # here, as JAX above: the readers import this file and do without it
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256])
@@ -151,11 +153,8 @@ def main() -> None:
     eats = ["digits", "celeba:small", "celeba:128,small"]
     parser.add_argument("--eats", nargs="*", default=eats, help="one of each size")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each rate")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=record.json_file)
     options = parser.parse_args()
-    # Here, as JAX above: the readers import this file and do without it.
-    import record
-
     from gamix_jax.cpu import keep_freed_memory
 
     digits = open_images(record.load_config("digits").data, "train")

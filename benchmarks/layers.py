@@ -8,14 +8,13 @@ turn on batches of 16, after all have given the same.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from record import show, time_in_turn, write
+from record import json_file, show, time_in_turn, write
 
 from gamix_jax.cpu import compiler_options, keep_freed_memory
 from gamix_jax.models.convolution import convolve
@@ -94,7 +93,7 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_file)
     path = parser.parse_args().json
     keep_freed_memory()
     random, rows = np.random.default_rng(0), []

@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--adversarial_start", type=int, help="a step")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=record.json_file)
     args = parser.parse_args()
     if args.seeds < 2 or args.steps < 10:
         parser.error("needs 2 seeds and 10 steps, or more")

@@ -1,5 +1,6 @@
 """What the benchmarks share: timing in turn, and a record of where and when."""
 
+import argparse
 import json
 import os
 import platform
@@ -53,7 +54,25 @@ def load_config(name: str) -> ml_collections.ConfigDict:
     """The configuration of a file in configs/, such as "digits" or, with its variant, "celeba:small"; or of another, by its absolute path without ".py"."""
     stem, *variant = name.split(":")
     path = Path(__file__).parents[1] / "configs" / f"{stem}.py"
-    return runpy.run_path(str(path))["get_config"](*variant)
+    try:
+        return runpy.run_path(str(path))["get_config"](*variant)
+    except (OSError, TypeError, ValueError) as error:
+        raise SystemExit(f"error: no configuration {name!r}: {error}") from error
+
+
+def positive_int(text: str) -> int:
+    """A type of argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return int(text)
+
+
+def json_file(text: str) -> Path:
+    """A path for `write`, as a type of argparse: refused before anything is measured."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} is no file that can be written")
+    return path
 
 
 def time_in_turn(

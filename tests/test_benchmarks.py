@@ -50,6 +50,42 @@ def tiny(tmp_path):
     return str(tmp_path / "tiny")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--configs", "nosuch"], "no configuration 'nosuch'"),
+        (["--configs", "celeba:tiny"], "has the variants"),
+        (["--configs", "digits:small"], "no configuration 'digits:small'"),
+        (["--rounds", "0"], "0 is not positive"),
+        (["--json", str(ROOT)], "is no file that can be written"),
+        (["--json", "/nosuch/x.json"], "is no file that can be written"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_measured(
+    arguments, said, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import train_step
+
+    monkeypatch.setattr(sys, "argv", ["train_step.py", *arguments])
+    monkeypatch.setattr(train_step.jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(train_step, "keep_freed_memory", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        train_step.main()
+    assert said in f"{ended.value}{capsys.readouterr().err}"
+
+
+def test_the_script_for_a_gpu_wants_one(tmp_path):
+    result = subprocess.run(
+        ["bash", ROOT / "benchmarks/gpu.sh", tmp_path],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "error: JAX sees no GPU here" in result.stdout
+
+
 @pytest.mark.slow
 def test_scaling(tmp_path, tiny):
     """Two processes; the script itself compares pmap's state and metrics with shard_map's."""
