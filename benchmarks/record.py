@@ -114,7 +114,6 @@ def write(path: Path | None, content: dict[str, Any]) -> None:
     """Writes JSON with the environment, if a path is given: the whole of it or nothing."""
     if path:
         text = json.dumps(content | {"environment": environment()}, indent=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.new")
         new.write_text(text + "\n")
         new.replace(path)
