@@ -8,6 +8,7 @@ turn on batches of 16, after all have given the same.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,16 +18,17 @@ import numpy as np
 from record import json_file, show, time_in_turn, write
 
 from gamix_jax.cpu import compiler_options, keep_freed_memory
-from gamix_jax.models.convolution import convolve
+from gamix_jax.models.convolution import NHWC, convolve
 from gamix_jax.models.normalization import GroupNorm
 
 SHAPES = ((64, 32), (32, 64), (32, 128), (16, 128), (64, 128))  # pixels, channels
 
 
+xla_s = partial(jax.lax.conv_general_dilated, dimension_numbers=NHWC)
 CONVOLUTIONS = {  # by whom, and compiled with which options
     "ours": (convolve, compiler_options),
-    "Eigen": (jax.lax.conv_general_dilated, compiler_options),
-    "default": (jax.lax.conv_general_dilated, lambda: None),
+    "Eigen": (xla_s, compiler_options),
+    "default": (xla_s, lambda: None),
 }
 
 
@@ -35,9 +37,7 @@ def convolution_passes(window: int, by: str) -> dict[str, Callable]:
     general, options = CONVOLUTIONS[by]
 
     def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return general(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return general(x, kernel, (1, 1), "SAME")
 
     def of_input(x, kernel, cotangent):
         return jax.vjp(lambda x: forward(x, kernel), x)[1](cotangent)

@@ -1,8 +1,6 @@
 """The convolution of the autoencoder and the discriminator."""
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,33 +17,23 @@ def convolve(
     kernel: jax.Array,
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
-    *,
-    dimension_numbers: Any,
-    lhs_dilation: Sequence[int] = (1, 1),
-    rhs_dilation: Sequence[int] = (1, 1),
-    feature_group_count: int = 1,
-    precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` as Flax calls it; where JAX's default backend is a CPU, in fewer products and between barriers.
+    """`jax.lax.conv_general_dilated` of [B, H, W, C] and [h, w, C, D]; where JAX's default backend is a CPU, in fewer products and between barriers.
 
     Fewer products: 3x3 convolutions that keep the size, of float32 and many channels, by
-    `winograd.convolve` (a CPU has one precision of float32). Optimisation barriers: XLA
-    on CPU otherwise computes what goes into a convolution, or into one of its gradients,
-    anew in the layout of each that reads it: the sum of a residual stream's gradients for
-    every convolution that it passes (docs/performance.md). Only programs compiled with
+    `winograd.convolve`. Optimisation barriers: XLA on CPU otherwise computes what goes
+    into a convolution, or into one of its gradients, anew in the layout of each that
+    reads it: the sum of a residual stream's gradients for every convolution that it
+    passes (docs/performance.md). Only programs compiled with
     `gamix_jax.cpu.compiler_options` keep the barriers.
     """
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu:
         images = jax.lax.optimization_barrier(images)
-    numbers = jax.lax.conv_dimension_numbers(
-        images.shape, kernel.shape, dimension_numbers
-    )
     if (
         on_cpu
-        and numbers == jax.lax.conv_dimension_numbers(images.shape, kernel.shape, NHWC)
         and kernel.shape[:2] == (3, 3)
-        and {*strides, *lhs_dilation, *rhs_dilation, feature_group_count} == {1}
+        and tuple(strides) == (1, 1)
         and padding == "SAME"
         and images.shape[1] % 4 == 0
         and images.dtype == kernel.dtype == jnp.float32
@@ -54,17 +42,39 @@ def convolve(
         result = winograd.convolve(images, kernel)
     else:
         result = jax.lax.conv_general_dilated(
-            images,
-            kernel,
-            strides,
-            padding,
-            dimension_numbers=numbers,
-            lhs_dilation=lhs_dilation,
-            rhs_dilation=rhs_dilation,
-            feature_group_count=feature_group_count,
-            precision=precision,
+            images, kernel, strides, padding, dimension_numbers=NHWC
         )
     return jax.lax.optimization_barrier(result) if on_cpu else result
 
 
-Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [..., C] and bias [C], of x's type; the gradient of the bias is summed in its own.
+
+    Summed over pixels in bfloat16, as by Flax's layers, it was 2 to 20 times too small.
+    """
+    return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
+
+
+class Conv(nn.Module):
+    """Convolution of "SAME" padding: Flax's, with the same parameters, by `convolve` and `add_bias`.
+
+    Attributes:
+      features: channels of the result.
+      kernel_size: height and width of the window, pixels.
+      strides: pixels from window to window, down and across.
+      dtype: of the computation, float32 or bfloat16; parameters are float32.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] to [B, H / strides, W / strides, features], rounded up."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return add_bias(convolve(x, kernel, (self.strides,) * 2, "SAME"), bias)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gamix_jax.models.convolution import Conv, convolve
+from gamix_jax.models.convolution import Conv, add_bias, convolve
 from gamix_jax.models.normalization import Norm, Normalization
 
 
@@ -30,7 +30,7 @@ class ConvTranspose(nn.Module):
             "kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features)
         )
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         # y[2j] = x[j] k[0] + x[j-1] k[2] and y[2j+1] = x[j] k[1], in rows and in
         # columns.
         taps = (slice(None, None, -2), slice(1, 2))  # even: k[2], k[0]; odd: k[1]
@@ -38,17 +38,13 @@ class ConvTranspose(nn.Module):
         def phase(rows: slice, columns: slice) -> jax.Array:
             reaching = kernel[rows, columns]
             before = ((reaching.shape[0] - 1, 0), (reaching.shape[1] - 1, 0))
-            return convolve(
-                x, reaching, (1, 1), before, dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
+            return convolve(x, reaching, (1, 1), before)
 
         phases = jnp.stack(
             [jnp.stack([phase(r, c) for c in taps], axis=3) for r in taps], axis=2
         )
         batch, height, _, width, _, features = phases.shape
-        return phases.reshape(batch, 2 * height, 2 * width, features) + bias.reshape(
-            1, 1, 1, -1
-        )
+        return add_bias(phases.reshape(batch, 2 * height, 2 * width, features), bias)
 
 
 class ResidualBlock(nn.Module):
@@ -226,7 +222,8 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"Images of {self.image_size} pixels cannot come of doubling {len(self.widths)} times."
             )
-        x = nn.Dense(size * size * self.bottleneck, dtype=self.dtype)(z)
+        # In float32, or the gradient of its bias would be a sum in bfloat16.
+        x = nn.Dense(size * size * self.bottleneck)(z)
         x = x.reshape(-1, size, size, self.bottleneck)
         x = Conv(self.widths[-1], (3, 3), dtype=self.dtype)(x)
         make = _blocks(self.remat, self.norm, self.dtype)
