@@ -12,7 +12,8 @@ control, relative to the mean size of float32's, averaged over the seeds, with t
 error and the mean size of a seed's difference, and how much float32's own differ from seed
 to seed (standard deviation). The second has the losses of float32's last state of the first seed in both
 precisions, of the same noise and the first training images, unmirrored: the mean
-difference, its standard error over the batches, and the largest.
+difference, its standard error over the batches, and the largest. The third has that state's
+gradients of the first batch: the length of the difference, beside that of float32's.
 """
 
 import argparse
@@ -24,7 +25,9 @@ import jax
 import matplotlib.pyplot as plt
 import ml_collections
 import numpy as np
+import optax
 import record
+from jax.flatten_util import ravel_pytree
 
 from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.data import open_images
@@ -41,9 +44,11 @@ LOSSES = (
     "generator_loss",
     "discriminator_loss",
 )
+PLAYERS = ("generator", "discriminator")
 DTYPES = ("float32", "bfloat16")
 CONTROL = "float32 again"
 BATCHES = 50  # for the losses of one state
+Gradient = dict[str, np.ndarray]  # arrays by their names
 
 
 def config_of(
@@ -76,17 +81,41 @@ def curves(
     return {loss: np.array([row[loss] for row in rows]) for loss in LOSSES}, state
 
 
-def losses_at(
+def at_one_state(
     config: ml_collections.ConfigDict, state: TrainState
-) -> dict[str, np.ndarray]:
-    """The losses of one state, which stays as it is, of as many batches as BATCHES."""
+) -> tuple[dict[str, np.ndarray], dict[str, Gradient]]:
+    """The losses of one state, which stays as it is, of as many batches as BATCHES, and both players' gradients of the first."""
     images, size = open_images(config.data, "train"), config.train.batch_size
     step, state = map_over_devices(make_train_step(config)), replicate(state)
-    found = []
+    found, gradients = [], {}
     for first in range(0, BATCHES * size, size):
         batch = images.read(np.arange(first, first + size) % len(images))
-        found.append(jax.device_get(step(state, put_on_devices(batch))[1]))
-    return {loss: np.array([metrics[loss] for metrics in found]) for loss in LOSSES}
+        after, metrics = step(state, put_on_devices(batch))
+        found.append(jax.device_get(metrics))
+        for player in () if first else PLAYERS:
+            gradients[player] = gradient_between(state, after, player, config)
+    losses = {loss: np.array([metrics[loss] for metrics in found]) for loss in LOSSES}
+    return losses, gradients
+
+
+def gradient_between(
+    before: TrainState,
+    after: TrainState,
+    player: str,
+    config: ml_collections.ConfigDict,
+) -> Gradient:
+    """What Adam's first moment gained in one step."""
+    beta1 = config.optimizer.beta1
+    old, new = (
+        optax.tree.get(getattr(state, f"{player}_opt_state"), "mu")
+        for state in (before, after)
+    )
+    _, unravel = ravel_pytree(getattr(before, f"{player}_params"))
+    tree = unravel((new - beta1 * old) / (1.0 - beta1))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(array)
+        for path, array in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
@@ -146,6 +175,27 @@ def row_of_one_state(loss: str, float32: np.ndarray, bfloat16: np.ndarray) -> di
     }
 
 
+def rows_of_gradients(player: str, float32: Gradient, bfloat16: Gradient) -> list[dict]:
+    """How far the gradients are apart, of all arrays of a kind together and of the farthest."""
+    apart = {name: np.linalg.norm(bfloat16[name] - float32[name]) for name in float32}
+    length = {name: np.linalg.norm(float32[name]) for name in float32}
+    rows = []
+    for kind in ("kernel", "bias", "scale"):
+        names = [name for name in float32 if name.endswith(f"/{kind}")]
+        together = [np.hypot.reduce([of[n] for n in names]) for of in (apart, length)]
+        farthest = max(names, key=lambda name: apart[name] / length[name])
+        rows.append(
+            {
+                "player": player,
+                "arrays": f"{kind} of {len(names)}",
+                "apart": f"{together[0] / together[1]:.2%}",
+                "farthest": f"{apart[farthest] / length[farthest]:.1%}",
+                "which": farthest,
+            }
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True)
@@ -187,18 +237,30 @@ def main() -> None:
         for loss in LOSSES
     }
     trained = [row for loss in LOSSES for row in rows_of_trained(loss, last[loss])]
-    same = {dtype: losses_at(configured(dtype, 0), state) for dtype in DTYPES}
+    losses, gradients = zip(
+        *(at_one_state(configured(dtype, 0), state) for dtype in DTYPES), strict=True
+    )
     of_one_state = [
-        row_of_one_state(loss, *(same[dtype][loss] for dtype in DTYPES))
-        for loss in LOSSES
+        row_of_one_state(loss, *(of[loss] for of in losses)) for loss in LOSSES
+    ]
+    of_gradients = [
+        row
+        for player in PLAYERS
+        for row in rows_of_gradients(player, *(of[player] for of in gradients))
     ]
     record.show(trained, f"Losses, steps {args.steps - fifth + 1} to {args.steps}")
     record.show(of_one_state, f"Losses of float32's state after step {args.steps}")
+    record.show(of_gradients, "Its gradients in bfloat16 beside float32's")
     means = {
         loss: {name: losses.mean(1).tolist() for name, losses in of.items()}
         for loss, of in last.items()
     }
-    tables = {"trained": trained, "of one state": of_one_state, "means": means}
+    tables = {
+        "trained": trained,
+        "of one state": of_one_state,
+        "gradients of one state": of_gradients,
+        "means": means,
+    }
     start = configured(CONTROL, 0).adversarial.start
     asked = {"steps": args.steps, "seeds": args.seeds, "adversarial start": start}
     record.write(args.json, tables | asked)

@@ -189,3 +189,26 @@ def test_differences_of_precision(monkeypatch):
         "bfloat16 - float32": ("+8.00%", "4.00%", "8.0%"),
         "float32 again - float32": ("+4.00%", "4.00%", "4.0%"),
     }
+
+
+def test_gradients_apart(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import precision
+
+    float32 = {
+        "a/kernel": np.array([3.0, 4.0]),
+        "b/kernel": np.array([12.0]),
+        "a/bias": np.array([2.0]),
+        "n/scale": np.array([1.0]),
+    }
+    bfloat16 = float32 | {"b/kernel": np.array([10.7]), "a/bias": np.array([-1.0])}
+    found = {
+        row["arrays"]: (row["apart"], row["farthest"], row["which"])
+        for row in precision.rows_of_gradients("generator", float32, bfloat16)
+    }
+    # By hand: 1.3 of |(5, 12)| = 13, and of 12; 3 of 2; nothing.
+    assert found == {
+        "kernel of 2": ("10.00%", "10.8%", "b/kernel"),
+        "bias of 1": ("150.00%", "150.0%", "a/bias"),
+        "scale of 1": ("0.00%", "0.0%", "n/scale"),
+    }
