@@ -8,7 +8,6 @@ turn on batches of 16, after all have given the same.
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -24,11 +23,17 @@ from gamix_jax.models.normalization import GroupNorm
 SHAPES = ((64, 32), (32, 64), (32, 128), (16, 128), (64, 128))  # pixels, channels
 
 
-xla_s = partial(jax.lax.conv_general_dilated, dimension_numbers=NHWC)
+def by_xla(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+    """As `convolve` is called."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=NHWC
+    )
+
+
 CONVOLUTIONS = {  # by whom, and compiled with which options
     "ours": (convolve, compiler_options),
-    "Eigen": (xla_s, compiler_options),
-    "default": (xla_s, lambda: None),
+    "Eigen": (by_xla, compiler_options),
+    "default": (by_xla, lambda: None),
 }
 
 
@@ -37,7 +42,7 @@ def convolution_passes(window: int, by: str) -> dict[str, Callable]:
     general, options = CONVOLUTIONS[by]
 
     def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return general(x, kernel, (1, 1), "SAME")
+        return general(x, kernel, 1, "SAME")
 
     def of_input(x, kernel, cotangent):
         return jax.vjp(lambda x: forward(x, kernel), x)[1](cotangent)

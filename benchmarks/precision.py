@@ -4,7 +4,7 @@
 
 `--images` is the folder of photos that configs/celeba.py:folder,small trains on. There the
 discriminator learns from the first step, but the autoencoder feels it from step 2000 on
-alone, or from `--adversarial_start`; a folder of runs is of one start. Draws the curves. Trainings drift
+alone, or from `--adversarial_start`. Draws the curves. Trainings drift
 apart from the first rounding, so each seed is trained a third time, in float32 with the
 autoencoder's learning rate larger by a millionth: what differs there is chance. The first table has how
 the means over the last fifth of the steps differ between bfloat16, float32 and that
@@ -13,7 +13,7 @@ error and the mean size of a seed's difference, and how much float32's own diffe
 to seed (standard deviation). The second has the losses of float32's last state of the first seed in both
 precisions, of the same noise and the first training images, unmirrored: the mean
 difference, its standard error over the batches, and the largest. The third has that state's
-gradients of the first batch: the length of the difference, beside that of float32's.
+gradients of the first batch. A folder of runs is of one start and one version of the code.
 """
 
 import argparse
@@ -85,6 +85,7 @@ def at_one_state(
     config: ml_collections.ConfigDict, state: TrainState
 ) -> tuple[dict[str, np.ndarray], dict[str, Gradient]]:
     """The losses of one state, which stays as it is, of as many batches as BATCHES, and both players' gradients of the first."""
+    config.optimizer.beta1 = 0.0  # so that Adam's first moment is the gradient
     images, size = open_images(config.data, "train"), config.train.batch_size
     step, state = map_over_devices(make_train_step(config)), replicate(state)
     found, gradients = [], {}
@@ -92,26 +93,16 @@ def at_one_state(
         batch = images.read(np.arange(first, first + size) % len(images))
         after, metrics = step(state, put_on_devices(batch))
         found.append(jax.device_get(metrics))
-        for player in () if first else PLAYERS:
-            gradients[player] = gradient_between(state, after, player, config)
+        if first == 0:
+            gradients = {player: gradient_of(after, player) for player in PLAYERS}
     losses = {loss: np.array([metrics[loss] for metrics in found]) for loss in LOSSES}
     return losses, gradients
 
 
-def gradient_between(
-    before: TrainState,
-    after: TrainState,
-    player: str,
-    config: ml_collections.ConfigDict,
-) -> Gradient:
-    """What Adam's first moment gained in one step."""
-    beta1 = config.optimizer.beta1
-    old, new = (
-        optax.tree.get(getattr(state, f"{player}_opt_state"), "mu")
-        for state in (before, after)
-    )
-    _, unravel = ravel_pytree(getattr(before, f"{player}_params"))
-    tree = unravel((new - beta1 * old) / (1.0 - beta1))
+def gradient_of(state: TrainState, player: str) -> Gradient:
+    """Adam's first moment."""
+    _, unravel = ravel_pytree(getattr(state, f"{player}_params"))
+    tree = unravel(optax.tree.get(getattr(state, f"{player}_opt_state"), "mu"))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(array)
         for path, array in jax.tree_util.tree_leaves_with_path(tree)
@@ -176,19 +167,24 @@ def row_of_one_state(loss: str, float32: np.ndarray, bfloat16: np.ndarray) -> di
 
 
 def rows_of_gradients(player: str, float32: Gradient, bfloat16: Gradient) -> list[dict]:
-    """How far the gradients are apart, of all arrays of a kind together and of the farthest."""
+    """Of the arrays of a kind: how much of float32's gradient bfloat16's has along it, how long their difference is beside it, and that of the farthest array."""
     apart = {name: np.linalg.norm(bfloat16[name] - float32[name]) for name in float32}
     length = {name: np.linalg.norm(float32[name]) for name in float32}
     rows = []
     for kind in ("kernel", "bias", "scale"):
-        names = [name for name in float32 if name.endswith(f"/{kind}")]
-        together = [np.hypot.reduce([of[n] for n in names]) for of in (apart, length)]
+        names = [n for n in float32 if n.endswith(f"/{kind}") and length[n] > 0.0]
+        if not names:
+            continue
+        squared = sum(length[n] ** 2 for n in names)
+        along = sum(np.vdot(float32[n], bfloat16[n]) for n in names) / squared
+        difference = (sum(apart[n] ** 2 for n in names) / squared) ** 0.5
         farthest = max(names, key=lambda name: apart[name] / length[name])
         rows.append(
             {
                 "player": player,
                 "arrays": f"{kind} of {len(names)}",
-                "apart": f"{together[0] / together[1]:.2%}",
+                "along": f"{along:.1%}",
+                "apart": f"{difference:.1%}",
                 "farthest": f"{apart[farthest] / length[farthest]:.1%}",
                 "which": farthest,
             }

@@ -46,6 +46,7 @@ FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 FORWARD_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
 # Of TF32 and bfloat16, all metrics: in bfloat16 a step lies up to 2.8 % (ours) and 3.1 %
 # (PyTorch) from its float32 there, in the mean of the logits and the smallest variance.
+# PyTorch's is autocast's, so its decoder's dense layer is bfloat16 and ours float32.
 ROUNDED_TOLERANCE = 6e-2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -200,15 +200,16 @@ def test_gradients_apart(monkeypatch):
         "b/kernel": np.array([12.0]),
         "a/bias": np.array([2.0]),
         "n/scale": np.array([1.0]),
+        "still/scale": np.array([0.0]),
     }
     bfloat16 = float32 | {"b/kernel": np.array([10.7]), "a/bias": np.array([-1.0])}
     found = {
-        row["arrays"]: (row["apart"], row["farthest"], row["which"])
+        row["arrays"]: (row["along"], row["apart"], row["farthest"], row["which"])
         for row in precision.rows_of_gradients("generator", float32, bfloat16)
     }
-    # By hand: 1.3 of |(5, 12)| = 13, and of 12; 3 of 2; nothing.
+    # By hand: (25 + 12 * 10.7) / 13^2, 1.3 of 13, 1.3 of 12; -2 / 4, 3 of 2; the same.
     assert found == {
-        "kernel of 2": ("10.00%", "10.8%", "b/kernel"),
-        "bias of 1": ("150.00%", "150.0%", "a/bias"),
-        "scale of 1": ("0.00%", "0.0%", "n/scale"),
+        "kernel of 2": ("90.8%", "10.0%", "10.8%", "b/kernel"),
+        "bias of 1": ("-50.0%", "150.0%", "150.0%", "a/bias"),
+        "scale of 1": ("100.0%", "0.0%", "0.0%", "n/scale"),
     }

@@ -1,5 +1,6 @@
 """The networks' convolution on a CPU beside XLA's own."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from gamix_jax.models import winograd
-from gamix_jax.models.convolution import NHWC, Conv, convolve
+from gamix_jax.models.convolution import NHWC, Conv, add_bias, convolve
 
 WIDE = (2, 8, 6, 32), (3, 3, 32, 40)  # images, kernel
 
@@ -77,13 +78,11 @@ def by_winograd(function, *arrays):
 def test_which_convolutions_are_winograd_s():
     images, kernel = jnp.zeros(WIDE[0]), jnp.zeros(WIDE[1])
 
-    def chosen(images=images, kernel=kernel, strides=(1, 1), padding="SAME"):
-        return by_winograd(
-            lambda x, k: convolve(x, k, strides, padding), images, kernel
-        )
+    def chosen(images=images, kernel=kernel, stride=1, padding="SAME"):
+        return by_winograd(lambda x, k: convolve(x, k, stride, padding), images, kernel)
 
     assert chosen()
-    assert not chosen(strides=(2, 2))
+    assert not chosen(stride=2)
     assert not chosen(padding="VALID")
     assert not chosen(padding=((1, 1), (0, 0)))
     assert not chosen(images=jnp.zeros((2, 6, 8, 32)))
@@ -107,8 +106,8 @@ class Layers(nn.Module):
         return x
 
 
-def test_layer():
-    """Flax's arguments reach the choice, and the layer computes what Flax's own does."""
+def test_winograd_s_layer():
+    """The layer computes what Flax's own does."""
     x = jnp.asarray(normal(2, 8, 6, 32), jnp.float32)
     params = nn.Conv(40, (3, 3)).init(jax.random.key(0), x)
     ours = Conv(40, (3, 3))
@@ -117,6 +116,32 @@ def test_layer():
     np.testing.assert_allclose(  # float32's rounding, as above
         ours.apply(params, x), expected, rtol=0, atol=1e-5 * abs(expected).max()
     )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("window", "strides"), [(3, 1), (3, 2), (1, 2)])
+def test_layer_is_flax_s(window, strides, dtype):
+    """The same first parameters; and the same result, bit by bit, of an odd size too."""
+    x, key = jnp.asarray(normal(2, 7, 5, 3), jnp.float32), jax.random.key(0)
+    arguments = {"features": 4, "kernel_size": (window, window), "strides": strides}
+    ours, theirs = (layer(**arguments, dtype=dtype) for layer in (Conv, nn.Conv))
+    params = ours.init(key, x)
+    chex.assert_trees_all_equal(params, theirs.init(key, x))
+    params["params"]["bias"] += 0.1
+    result, expected = ours.apply(params, x), theirs.apply(params, x)
+    assert result.dtype == expected.dtype == dtype
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_gradient_of_bias_in_bfloat16():
+    """Of a cotangent of ones, their number: 2^16. A sum in bfloat16 stopped at 2^10."""
+    x, bias = jnp.zeros((16, 64, 64, 2), jnp.bfloat16), jnp.zeros(2)
+
+    @jax.jit
+    def gradient(bias, cotangent):
+        return jax.vjp(lambda bias: add_bias(x, bias), bias)[1](cotangent)[0]
+
+    np.testing.assert_array_equal(gradient(bias, jnp.ones_like(x)), 2.0**16)
 
 
 @pytest.mark.parametrize("remat", [False, True])

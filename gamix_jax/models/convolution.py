@@ -15,7 +15,7 @@ FEWEST_CHANNELS = 32  # at 16 a layer alone gained little (docs/performance.md)
 def convolve(
     images: jax.Array,
     kernel: jax.Array,
-    strides: Sequence[int],
+    stride: int,
     padding: str | Sequence[tuple[int, int]],
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` of [B, H, W, C] and [h, w, C, D]; where JAX's default backend is a CPU, in fewer products and between barriers.
@@ -33,7 +33,7 @@ def convolve(
     if (
         on_cpu
         and kernel.shape[:2] == (3, 3)
-        and tuple(strides) == (1, 1)
+        and stride == 1
         and padding == "SAME"
         and images.shape[1] % 4 == 0
         and images.dtype == kernel.dtype == jnp.float32
@@ -42,16 +42,18 @@ def convolve(
         result = winograd.convolve(images, kernel)
     else:
         result = jax.lax.conv_general_dilated(
-            images, kernel, strides, padding, dimension_numbers=NHWC
+            images, kernel, (stride, stride), padding, dimension_numbers=NHWC
         )
     return jax.lax.optimization_barrier(result) if on_cpu else result
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [..., C] and bias [C], of x's type; the gradient of the bias is summed in its own.
+    """x [..., C] + bias [C], of x's type; the bias's gradient is summed in the bias's type.
 
-    Summed over pixels in bfloat16, as by Flax's layers, it was 2 to 20 times too small.
+    XLA on CPU sums bfloat16 in bfloat16, where a sum grows no more once a summand is below
+    2^-9 of it, as it does for the biases of Flax's layers (docs/performance.md).
     """
+    # Cast after broadcasting: backwards that is cast first, then sum.
     return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
 
 
@@ -77,4 +79,4 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        return add_bias(convolve(x, kernel, (self.strides,) * 2, "SAME"), bias)
+        return add_bias(convolve(x, kernel, self.strides, "SAME"), bias)

@@ -38,7 +38,7 @@ class ConvTranspose(nn.Module):
         def phase(rows: slice, columns: slice) -> jax.Array:
             reaching = kernel[rows, columns]
             before = ((reaching.shape[0] - 1, 0), (reaching.shape[1] - 1, 0))
-            return convolve(x, reaching, (1, 1), before)
+            return convolve(x, reaching, 1, before)
 
         phases = jnp.stack(
             [jnp.stack([phase(r, c) for c in taps], axis=3) for r in taps], axis=2
@@ -198,7 +198,8 @@ class Decoder(nn.Module):
       bottleneck: channels of the first feature map.
       norm: "batch", "group" or "affine" (see `Normalization`).
       remat: see `Encoder`.
-      dtype: of the computation, float32 or bfloat16; parameters are float32.
+      dtype: of the computation but for the dense layer, float32 or bfloat16; parameters
+        are float32.
     """
 
     image_size: int
@@ -222,7 +223,8 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"Images of {self.image_size} pixels cannot come of doubling {len(self.widths)} times."
             )
-        # In float32, or the gradient of its bias would be a sum in bfloat16.
+        # In float32, for Flax sums the gradient of its bias in the layer's type; it has
+        # .1 % of the products of a small network, and less of a large one.
         x = nn.Dense(size * size * self.bottleneck)(z)
         x = x.reshape(-1, size, size, self.bottleneck)
         x = Conv(self.widths[-1], (3, 3), dtype=self.dtype)(x)
