@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--json", type=record.json_file)
+    parser.add_argument("--json", type=record.file_to_write)
     args = parser.parse_args()
     runs, detector = find_runs(args.runs, args.images), open_detector()
     data = read_config(next(iter(runs))).data

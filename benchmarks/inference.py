@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", help=f"of each device: {NETWORKS}")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--seconds", type=float, default=0.2, help="of a turn")
-    parser.add_argument("--json", type=record.json_file)
+    parser.add_argument("--json", type=record.file_to_write)
     options = parser.parse_args()
     default = NETWORKS["cpu" if jax.default_backend() == "cpu" else "gpu"]
     rows = [

@@ -153,7 +153,7 @@ def main() -> None:
     eats = ["digits", "celeba:small", "celeba:128,small"]
     parser.add_argument("--eats", nargs="*", default=eats, help="one of each size")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each rate")
-    parser.add_argument("--json", type=record.json_file)
+    parser.add_argument("--json", type=record.file_to_write)
     options = parser.parse_args()
     from gamix_jax.cpu import keep_freed_memory
 

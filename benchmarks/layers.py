@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from record import json_file, show, time_in_turn, write
+from record import file_to_write, show, time_in_turn, write
 
 from gamix_jax.cpu import compiler_options, keep_freed_memory
 from gamix_jax.models.convolution import NHWC, convolve
@@ -98,7 +98,7 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=json_file)
+    parser.add_argument("--json", type=file_to_write)
     path = parser.parse_args().json
     keep_freed_memory()
     random, rows = np.random.default_rng(0), []

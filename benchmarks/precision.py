@@ -18,6 +18,7 @@ gradients of the first batch. A folder of runs is of one start and one version o
 
 import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from jax.flatten_util import ravel_pytree
 
 from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.data import open_images
+from gamix_jax.errors import InputError
 from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import TrainState
 from gamix_jax.steps import make_train_step
@@ -72,13 +74,18 @@ def curves(
     config: ml_collections.ConfigDict, workdir: Path
 ) -> tuple[dict[str, np.ndarray], TrainState]:
     """The losses at each step, [steps], and the last state."""
-    steps = config.train.steps
     state = train(config, workdir)
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "kl" in row]
-    if len(rows) < steps:
+    rows = logged(workdir)
+    if len(rows) < config.train.steps:
         raise SystemExit("Stopped; the same command goes on.")
     return {loss: np.array([row[loss] for row in rows]) for loss in LOSSES}, state
+
+
+def logged(workdir: Path) -> list[dict]:
+    """What a run logged at each of its steps so far."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if "kl" in row]
 
 
 def at_one_state(
@@ -194,19 +201,29 @@ def rows_of_gradients(player: str, float32: Gradient, bfloat16: Gradient) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True, help="a folder of photos")
     parser.add_argument(
         "--runs", type=Path, required=True, help="gone on from, if there"
     )
-    parser.add_argument("--picture", type=Path, required=True, help="of the curves")
-    parser.add_argument("--adversarial_start", type=int, help="a step")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--json", type=record.json_file)
+    parser.add_argument(
+        "--picture",
+        type=record.file_to_write,
+        required=True,
+        help="of the curves, .png",
+    )
+    parser.add_argument(
+        "--adversarial_start", type=int, help="a step (the configuration's, 2000)"
+    )
+    parser.add_argument("--steps", type=int, default=500, help="10 or more (500)")
+    parser.add_argument(
+        "--seeds", type=int, default=8, help="2 or more, three trainings each (8)"
+    )
+    parser.add_argument("--json", type=record.file_to_write, help="of all tables")
     args = parser.parse_args()
     if args.seeds < 2 or args.steps < 10:
         parser.error("needs 2 seeds and 10 steps, or more")
-    args.picture.parent.mkdir(parents=True, exist_ok=True)
+    if args.picture.suffix != ".png":
+        parser.error(f"--picture={args.picture} is to end with .png")
     keep_freed_memory()  # as --mode=train does
     configured = partial(
         config_of,
@@ -215,13 +232,18 @@ def main() -> None:
         adversarial_start=args.adversarial_start,
     )
     runs, state = {name: [] for name in (*DTYPES, CONTROL)}, None
-    for seed in range(args.seeds):
-        for name, of_seeds in runs.items():
-            losses, ended = curves(
-                configured(name, seed), args.runs / f"{name}_{seed}".replace(" ", "_")
-            )
-            of_seeds.append(losses)
-            state = ended if state is None else state
+    workdirs = {
+        (name, seed): args.runs / f"{name}_{seed}".replace(" ", "_")
+        for seed in range(args.seeds)
+        for name in runs
+    }
+    for workdir in workdirs.values():
+        if len(logged(workdir)) > args.steps:
+            parser.error(f"{workdir} has more steps; use another --runs")
+    for (name, seed), workdir in workdirs.items():
+        losses, ended = curves(configured(name, seed), workdir)
+        runs[name].append(losses)
+        state = ended if state is None else state
     found = {
         name: {loss: np.stack([of[loss] for of in of_seeds]) for loss in LOSSES}
         for name, of_seeds in runs.items()
@@ -263,4 +285,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -67,8 +67,8 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def json_file(text: str) -> Path:
-    """A path for `write`, as a type of argparse: refused before anything is measured."""
+def file_to_write(text: str) -> Path:
+    """The path of a JSON or a picture, as a type of argparse: refused before anything is measured."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text} is no file that can be written")

@@ -160,7 +160,7 @@ def main() -> None:
     modelled = ["celeba", "celeba:128", "celeba_hq"]
     parser.add_argument("--model", nargs="*", default=modelled, help="configs of it")
     parser.add_argument("--step_ms", nargs="*", default=[], help="CONFIG=MILLISECONDS")
-    parser.add_argument("--json", type=record.json_file)
+    parser.add_argument("--json", type=record.file_to_write)
     options = parser.parse_args()
     gpus = find_gpus()
     layouts = options.devices

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2_000, help="of the training")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
-        "--json", type=record.json_file, default=Path(__file__).with_suffix(".json")
+        "--json", type=record.file_to_write, default=Path(__file__).with_suffix(".json")
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ import ml_collections
 import numpy as np
 import optax
 import torch
-from record import json_file, load_config, positive_int, show, time_in_turn, write
+from record import file_to_write, load_config, positive_int, show, time_in_turn, write
 from torch import nn
 from twin_step import Twin
 
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--dtypes", type=words, default=["float32"])
     parser.add_argument("--compile_modes", type=words, default=["default"])
     parser.add_argument("--rounds", type=positive_int, default=5)
-    parser.add_argument("--json", type=json_file)
+    parser.add_argument("--json", type=file_to_write)
     args = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")

@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument(
         "--loop", type=record.positive_int, help="steps of a training, measured too"
     )
-    parser.add_argument("--json", type=record.json_file)
+    parser.add_argument("--json", type=record.file_to_write)
     args = parser.parse_args()
     keep_freed_memory()
     if jax.local_device_count() > 1:
