@@ -1,6 +1,6 @@
 """The losses of trainings in bfloat16 beside float32, from the same weights, images and noise, over several seeds.
 
-    python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --json=benchmarks/precision.json
+    python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --seeds=12 --json=benchmarks/precision.json
 
 `--images` is the folder of photos that configs/celeba.py:folder,small trains on. There the
 discriminator learns from the first step, but the autoencoder feels it from step 2000 on
@@ -11,13 +11,12 @@ the means over the last fifth of the steps differ between bfloat16, float32 and 
 control, relative to the mean size of float32's, averaged over the seeds, with the standard
 error and the mean size of a seed's difference, and how much float32's own differ from seed
 to seed (standard deviation). The second has the losses of float32's last state of the first seed in both
-precisions, of the same noise and the first training images, unmirrored: the mean
+precisions, of one draw of noise and the first training images, unmirrored: the mean
 difference, its standard error over the batches, and the largest. The third has that state's
-gradients of the first batch. A folder of runs is of one start and one version of the code.
+gradients of the first batch by kinds of arrays: kernels, biases, scales. A folder of runs is of one start and one version of the code.
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from jax.flatten_util import ravel_pytree
 from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.data import open_images
 from gamix_jax.errors import InputError
+from gamix_jax.logs import read_metrics
 from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.state import TrainState
 from gamix_jax.steps import make_train_step
@@ -83,9 +83,7 @@ def curves(
 
 def logged(workdir: Path) -> list[dict]:
     """What a run logged at each of its steps so far."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [row for row in map(json.loads, lines) if "kl" in row]
+    return [row for row in read_metrics(workdir, sys.maxsize) if "kl" in row]
 
 
 def at_one_state(
@@ -101,6 +99,10 @@ def at_one_state(
         after, metrics = step(state, put_on_devices(batch))
         found.append(jax.device_get(metrics))
         if first == 0:
+            if int(after.skipped) > int(state.skipped):
+                raise SystemExit(
+                    "This state's first step diverges; it has no gradient."
+                )
             gradients = {player: gradient_of(after, player) for player in PLAYERS}
     losses = {loss: np.array([metrics[loss] for metrics in found]) for loss in LOSSES}
     return losses, gradients
@@ -222,6 +224,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds < 2 or args.steps < 10:
         parser.error("needs 2 seeds and 10 steps, or more")
+    if args.adversarial_start is not None and args.adversarial_start < 0:
+        parser.error("--adversarial_start must be 0 or more")
     if args.picture.suffix != ".png":
         parser.error(f"--picture={args.picture} is to end with .png")
     keep_freed_memory()  # as --mode=train does
