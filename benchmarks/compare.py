@@ -199,9 +199,7 @@ def parse() -> argparse.Namespace:
         default=cores,
         help="at a time, each on cores of its own; 0 makes tables of what is done",
     )
-    parser.add_argument(
-        "--json", type=record.file_to_write, help="of all numbers; grows"
-    )
+    parser.add_argument("--json", type=record.file_to_write, help="of all; grows")
     parser.add_argument(
         "--features", type=Path, help="classifier; else trained, and kept in RUNS"
     )

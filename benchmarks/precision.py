@@ -4,16 +4,17 @@
 
 `--images` is the folder of photos that configs/celeba.py:folder,small trains on. There the
 discriminator learns from the first step, but the autoencoder feels it from step 2000 on
-alone, or from `--adversarial_start`. Draws the curves. Trainings drift
-apart from the first rounding, so each seed is trained a third time, in float32 with the
-autoencoder's learning rate larger by a millionth: what differs there is chance. The first table has how
-the means over the last fifth of the steps differ between bfloat16, float32 and that
-control, relative to the mean size of float32's, averaged over the seeds, with the standard
-error and the mean size of a seed's difference, and how much float32's own differ from seed
-to seed (standard deviation). The second has the losses of float32's last state of the first seed in both
+alone, or from `--adversarial_start`. A folder of runs is of one start and one version of
+the code. Draws the curves. Trainings drift apart from the first rounding, so each seed is
+trained a third time, in float32 with the autoencoder's learning rate larger by a
+millionth: what differs there is chance. The first table has how the means over the last
+fifth of the steps differ between bfloat16, float32 and that control, relative to the mean
+size of float32's, averaged over the seeds, with the standard error and the mean size of a
+seed's difference, and how much float32's own differ from seed to seed (standard
+deviation). The second has the losses of float32's last state of the first seed in both
 precisions, of one draw of noise and the first training images, unmirrored: the mean
-difference, its standard error over the batches, and the largest. The third has that state's
-gradients of the first batch by kinds of arrays: kernels, biases, scales. A folder of runs is of one start and one version of the code.
+difference, its standard error over the batches, and the largest. The third has that
+state's gradients of the first batch by kinds of arrays: kernels, biases, scales.
 """
 
 import argparse
