@@ -45,6 +45,14 @@ COLUMNS = {
     "KL": ("latent", "kl"),
     "KL of q(z), at least": ("latent", "aggregate_kl_lower"),
     "at most": ("latent", "aggregate_kl_upper"),
+    "by a fitted Gaussian, at least": (
+        *("latent", "aggregate_kl_lower_by_fit"),
+        *("fitted Gaussian", "value"),
+    ),
+    "by a fitted mixture, at least": (
+        *("latent", "aggregate_kl_lower_by_fit"),
+        *("fitted mixture", "value"),
+    ),
     "moments' KL": ("latent", "aggregate_kl"),
     "active units": ("latent", "active_units"),
     **{
@@ -71,6 +79,7 @@ OF_IMAGES = (
 )
 OF_LATENTS = (
     *(ERROR, "KL", "KL of q(z), at least", "at most", "moments' KL"),
+    *("by a fitted Gaussian, at least", "by a fitted mixture, at least"),
     *("active units", "labels of 200", "labels of 1,000", "labels of 5,000"),
     *("bits per dimension", "GFLOP"),
 )
@@ -145,15 +154,17 @@ def report(rows: list[Row], baselines: Sequence[str], title: str, out: Path) -> 
 
 
 def over_seeds(rows: list[Row], columns: Sequence[str]) -> list[dict[str, str]]:
-    """Means over seeds with their standard errors, a row for each objective and weight."""
+    """Means over seeds with their standard errors, a row for each objective and weight; empty where a seed lacks the number."""
+    columns = [column for column in columns if any(column in row for row in rows)]
     groups = defaultdict(list)
     for row in rows:
         groups[row["objective"], row["weight"]].append(row)
     table = []
     for (objective, weight), group in groups.items():
         cells = {"objective": objective, "weight": f"{weight:g}"}
-        for column in (c for c in columns if c in group[0]):
-            cells[column] = _shown([row[column] for row in group])
+        for column in columns:
+            known = all(column in row for row in group)
+            cells[column] = _shown([row[column] for row in group]) if known else ""
         table.append(cells | {"seeds": str(len(group))})
     return table
 

@@ -10,6 +10,7 @@ run: the Frechet distance to training images of samples of the prior and of a Ga
 fitted to q(z), and of reconstructions of test images, as many of each as there are test
 images; and the shares of them that are called a face. The faces themselves come first:
 whether the detector can be believed, and the distance that is left between faces and faces.
+What `--json` has of the same images and settings counts as done, as in compare.py.
 
 By hand, features and probabilities of 64 faces agreed with those of the same network in
 PyTorch with facenet-pytorch's copy of the weights to 2e-6, features being up to 3.3.
@@ -157,7 +158,8 @@ def row_of(
         model.sample(sample_key, len(test), fit_sampler(z, seed=0, components=1)),
         model.reconstruct(test),
     )
-    row = {tables.ERROR: tables.read_row(workdir)[tables.ERROR]}
+    row = tables.read_row(workdir)
+    row = {key: row[key] for key in (tables.ERROR, "environment") if key in row}
     for (distance, share), images in zip(SHARES.items(), shown, strict=True):
         found, row[share] = look_at(detector, np.asarray(to_levels(images)))
         row[distance], row[f"{distance}, standard error"] = frechet_distance(
@@ -172,7 +174,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--json", type=record.file_to_write)
     args = parser.parse_args()
+    known = tables.read_known(args.json)
     runs, detector = find_runs(args.runs, args.images), open_detector()
+    of_images = tables.digest_images(args.images)
+    weights = f"mtcnn {distribution('mtcnn').version}"
     data = read_config(next(iter(runs))).data
     data.dir = str(args.images)
     splits = {split: open_images(data, split) for split in ("train", "test")}
@@ -186,10 +191,15 @@ def main() -> None:
         f"Called faces: {found:.1%} of {len(train):,} training images, {also:.1%} of "
         f"{len(test):,} test images, whose distance is {least.value:.3f}."
     )
-    rows = [
-        run._asdict() | row_of(workdir, detector, train, real, test)
-        for workdir, run in runs.items()
-    ]
+    for workdir, run in runs.items():
+        key = tables.settings(read_config(workdir), of_images), weights
+        if key not in known:
+            known[key] = (
+                run._asdict()
+                | {"settings": key[0], "classifier": weights}
+                | row_of(workdir, detector, train, real, test)
+            )
+    rows = list(known.values())
     columns = (tables.ERROR, *SHARES, *SHARES.values())
     record.show(tables.over_seeds(rows, columns), "By the face detector")
     ratios = tables.at_equal_error(rows, BASELINES)
@@ -200,7 +210,6 @@ def main() -> None:
         "training images called faces": found,
         "test images called faces": also,
         "distance of test images": least.value,
-        "mtcnn": distribution("mtcnn").version,
     }
     record.write(args.json, content)
 

@@ -53,6 +53,9 @@ def test_means_over_seeds_with_their_standard_errors(tables):
     assert found["Frechet distance"] == "2 ± 1.2"
     assert (found["seeds"], found["weight"]) == ("3", "10")
     assert "sharpness" not in found  # no row has it
+    rows[0]["sharpness"] = 1.0  # two seeds of three are without
+    (found,) = tables.over_seeds(rows, ["Frechet distance", "sharpness"])
+    assert (found["Frechet distance"], found["sharpness"]) == ("2 ± 1.2", "")
     (alone,) = tables.over_seeds(rows[1:2], ["Frechet distance"])
     assert alone["Frechet distance"] == "2"
 
@@ -120,6 +123,7 @@ def test_every_objective_is_a_configuration_that_could_train(compare):
             check_config(config, 1)
             # The author's weights: 100 of the adversarial term, 5,000 of the error.
             of_hinge = 100 / 5000 / (4 if config.data.channels == 3 else 1)
+            of_hinge *= 2 if run.objective.endswith("twice") else 1
             ratio = {True: of_hinge, False: base.adversarial.weight / run.weight}
             found = config.adversarial.weight / config.objective.reconstruction_weight
             assert found == pytest.approx(ratio["PatchGAN" in run.objective])
