@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +53,9 @@ def evaluate(workdir: Path, options: Options, console: Console) -> dict[str, Any
     """
     evaluation = Evaluation(workdir, options)
     make_folder(workdir, "workdir")
-    result = _jsonable(measure(evaluation))
+    # Accelerators' default is 8 to 11 bits: other numbers of one checkpoint on each kind.
+    with jax.default_matmul_precision("highest"):
+        result = _jsonable(measure(evaluation))
     bad = [name for name, x in _scalars("", result) if not math.isfinite(x)]
     if bad:
         raise InputError(
@@ -104,16 +107,18 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
             f"{config.data.size}x{config.data.size}x{config.data.channels} (crop {config.data.crop}, {FILTER}), chosen at "
             "random, are the reference for as many reconstructions (the decoder's mean at the mean of "
             "the weightiest component), samples and, as a measure of what to expect at best, training "
-            "images (as many, or all). Averaged weights (EMA), rounded to levels, seed "
+            f"images (as many, or all). Networks in {config.model.dtype}, averaged weights (EMA), rounded to levels, seed "
             f"{options.seed}. Features: {features}. The Frechet distance is biased upwards, the more the fewer "
-            "images; the kernel distance is not (100 subsets of at most 1,000), but downwards for "
-            "reconstructions, which are paired with the reference; precision and recall "
+            "images; the kernel distance is not (100 subsets of at most 1,000). All of them flatter "
+            "reconstructions, which are paired with the reference, beside samples and training images, the more the "
+            "fewer images: of other images they would be as far as those at best. Precision and recall "
             f"have k = 3, density and coverage k = 5; what compares images in pairs takes the first {MOST_KEPT:,}. SSIM: "
             "Gaussian window of 11 pixels or as many as there are. PSNR is averaged over images (what "
             f"training logs is that of the mean squared error). Prior: {prior}. Fitted Gaussian and mixture: one "
             f"and up to {FITTED_COMPONENTS} Gaussians fitted to one draw of z from each of {coded:,} training images. Standard "
             "errors: of means over images; Frechet by leaving out one of ten blocks; kernel of "
-            "images and subsets; precision to coverage with the neighbourhoods held fixed."
+            "images and subsets; precision to coverage with the neighbourhoods held fixed, so too small: of 200 "
+            "images by a factor of about 1.2, density's 1.7. That of a share of 0 or 1 is 0: N images bound it by 3 / N."
         ),
         "likelihood": (
             "Discretised Laplace over the 256 levels of each pixel and channel (an exact probability, no "

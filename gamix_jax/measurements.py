@@ -95,12 +95,11 @@ class Evaluation:
                 f"An evaluation takes at least {least} held-out images, not {held_out}; raise --count, "
                 "or hold out more."
             )
-        self.other = None
         if options.ood:
-            self.other = open_other_images(
+            self.images["other"] = open_other_images(
                 options.ood, model.config.data, options.data_dir
             )
-            self.chosen["other"] = choose(self.other, SCORED_IMAGES, "other")
+            self.chosen["other"] = choose(self.images["other"], SCORED_IMAGES, "other")
         # Training may have had more devices for its batch.
         devices = jax.local_device_count()
         of_device = min(
@@ -129,22 +128,22 @@ class Evaluation:
                 partial(passes.extract_features, self.features), self.features.variables
             )
 
-    def batches(self, images: data.Images, chosen: np.ndarray) -> Iterator[dict]:
-        """Batches of images for all devices."""
-        return data.evaluation_batches(
-            images,
+    def batches(self, split: str, chosen: np.ndarray) -> Iterator[dict]:
+        """Batches of images of a split for all devices."""
+        batches = data.evaluation_batches(
+            self.images[split],
             self.batch_size,
             prefetch=self.model.config.data.prefetch,
             chosen=chosen,
         )
+        return passes.with_noise(batches, split)
 
     def code(self, split: str) -> Coded:
         """Encodes and decodes the images of a split."""
         averages, codes, kept = Averages(), [], 0
         wanted = self.features is not None and split == "test"
         found = FeatureSet(self.features.size) if wanted else None
-        chosen = self.chosen[split]
-        for rows in self.encode(self.batches(self.images[split], chosen)):
+        for rows in self.encode(self.batches(split, self.chosen[split])):
             levels, z, index = (rows.pop(x) for x in ("reconstruction", "z", "index"))
             if found is not None:
                 self.add_features(found, levels)
@@ -203,7 +202,7 @@ class Evaluation:
             chosen,
             self.features,
             self.extract,
-            self.batches(images, chosen),
+            self.batches(split, chosen),
             self.options.cache,
         )
 
@@ -226,7 +225,7 @@ class Evaluation:
     def validated(self) -> dict[str, float]:
         """What a training logs, of the held-out images (`validate.validate`)."""
         eval_step = map_over_devices(make_steps(self.model.config).eval_step)
-        batches = self.batches(self.images["test"], self.chosen["test"])
+        batches = self.batches("test", self.chosen["test"])
         return validate(eval_step, replicate(self.model.state), batches)
 
     def measure_latents(
@@ -266,7 +265,7 @@ class Evaluation:
             self.arguments | {"prior": self.model.prior, "scale": np.float32(scale)},
         )
         chosen = self.chosen["test"][:SCORED_IMAGES]
-        inside = _joined(score(self.batches(self.images["test"], chosen)))
+        inside = _joined(score(self.batches("test", chosen)))
         averages = Averages()
         averages.add(
             {
@@ -279,9 +278,9 @@ class Evaluation:
             }
         )
         result = {name: averages.estimate(name) for name in averages.names}
-        if self.other is None:
+        if "other" not in self.images:
             return result, {}
-        outside = _joined(score(self.batches(self.other, self.chosen["other"])))
+        outside = _joined(score(self.batches("other", self.chosen["other"])))
         scores = {
             "negative ELBO": lambda rows: rows["kl"] - rows["reconstruction"],
             "reconstruction": lambda rows: -rows["reconstruction"],

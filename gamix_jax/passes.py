@@ -17,6 +17,7 @@ from gamix_jax.parallel import map_over_devices, put_on_devices, replicate
 from gamix_jax.steps import AXIS, scale_images, to_levels
 
 Batch = dict[str, np.ndarray]
+SPLITS = ("train", "test", "other")
 MOST_PSNR = 100.0  # dB
 
 
@@ -60,6 +61,12 @@ def array_batches(size: int, **arrays: np.ndarray) -> Iterator[Batch]:
         yield batch | {"index": np.where(places < count, places, -1).astype(np.int32)}
 
 
+def with_noise(batches: Iterable[Batch], split: str) -> Iterator[Batch]:
+    """Batches with "split", a number that makes the noise of each of SPLITS its own."""
+    for batch in batches:
+        yield batch | {"split": np.full_like(batch["index"], SPLITS.index(split))}
+
+
 def encode_images(
     autoencoder: Autoencoder, arguments: dict[str, Any], batch: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
@@ -71,7 +78,8 @@ def encode_images(
     Args:
       autoencoder: the network.
       arguments: "variables" of the network, "key" of the noise.
-      batch: "image", uint8 [n, H, W, C], and "index", which seeds each image's noise.
+      batch: "image", uint8 [n, H, W, C], and "split" and "index", which seed each
+        image's noise.
 
     Returns:
       mean and variance [n, D] of the posterior and a draw z [n, D]; draw_error [n], the mean
@@ -156,4 +164,7 @@ def extract_features(
 
 
 def _keys(key: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["index"])
+    def of_image(split: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, split), index)
+
+    return jax.vmap(of_image)(batch["split"], batch["index"])

@@ -185,6 +185,26 @@ def test_diagonal_below_full_below_true_kl(seed):
     assert lower - 1e-5 < truth < upper + 1e-5
 
 
+def test_narrow_posteriors_of_a_perfect_aggregate_have_the_mean_kl_less_log_n():
+    """Means of N(0, (1 - s) I) and variances s make q(z) of all data N(0, I); N images tell of themselves alone."""
+    count, dimensions, s = 256, 64, 0.01
+    normal = jax.random.normal(jax.random.key(0), (count, 1, dimensions))
+    mean, log_var = jnp.sqrt(1 - s) * normal, jnp.full_like(normal, jnp.log(s))
+    q = GaussianMixture(jnp.zeros((count, 1)), mean, log_var)
+    kl = np.mean(oracle_component_kl(np.float64(mean), np.float64(log_var)))
+    of_kl, of_information = all_bounds(q)
+    np.testing.assert_allclose(of_kl, kl - np.log(count), rtol=2e-6)
+    np.testing.assert_allclose(of_information, np.log(count), rtol=2e-6)
+
+
+def test_the_ends_are_in_order():
+    """Of one image they are equal but for rounding."""
+    mean, log_var = jax.random.normal(jax.random.key(0), (2, 200, 1, 1, 64))
+    q = GaussianMixture(jnp.zeros((200, 1, 1)), mean, log_var)
+    for lower, upper in jax.jit(jax.vmap(all_bounds))(q):
+        assert jnp.all(lower <= upper)
+
+
 def test_memory():
     """N K = 16,384 components in 128 dimensions: below 1 GiB, with gradients too (a [N K, N K, D] array has 128 GiB)."""
     shapes = ((4096, 4), (4096, 4, 128), (4096, 4, 128))

@@ -67,8 +67,16 @@ def ratios(tables, rows):
     return {(row["objective"], row["weight"]): row[name] for row in found}
 
 
+def test_a_baseline_is_as_good_as_its_best_run_of_no_more_error(tables):
+    """Interpolated between two worse runs it would be made worse than it is."""
+    rows = [row("base", 9.0, 0, 0.01, 1.0), row("base", 5.0, 0, 0.02, 4.0)]
+    rows += [row("base", 1.0, 0, 0.04, 3.0), row("ours", 5.0, 0, 0.03, 2.0)]
+    rows += [row("ours", 1.0, 0, 0.05, 2.0)]  # beyond them all, and worse than one
+    assert ratios(tables, rows) == {("ours", "5"): "2 (1)", ("ours", "1"): "2 (1)"}
+
+
 def test_ratios_are_at_the_error_of_each_run(tables):
-    """Of each seed by itself; none where the baseline does not reach."""
+    """Of each seed by itself; none where the baseline has no run of so small an error."""
     rows = curve("base", 0, 1.0, [0.01, 0.02, 0.04])
     rows += curve("base", 1, 3.0, [0.01, 0.04])
     rows += [row("ours", 5.0, 0, 0.015, 0.5 / 0.015)]
@@ -77,6 +85,7 @@ def test_ratios_are_at_the_error_of_each_run(tables):
     rows += [row("ours", 20.0, 0, 0.05, 1.0)]
     # Of 0.5 and 0.6: sqrt(0.3) = 0.548; half of log(1.2) = 0.091 of it is 0.05.
     expected = {("ours", "5"): "0.548 ± 0.05 (2)", ("ours", "9"): "0.7 (1)"}
+    expected["ours", "20"] = "0.04 (1)"  # 1 beside the 25 of the baseline's last
     assert ratios(tables, rows) == expected
 
 

@@ -169,6 +169,22 @@ def test_kl_of_new_images_is_by_what_was_fitted_to_training_images(
         assert abs(bound(components, test) - expected) > 3e-3
 
 
+def test_splits_have_noise_of_their_own(options, digits_run):
+    """Or where the posterior is the prior, held-out draws would be the very ones fitted to."""
+    evaluation = Evaluation(digits_run, options)
+    train, test = (evaluation.code(split) for split in ("train", "test"))
+    at = {place: row for row, place in enumerate(train.index)}
+    pairs = [(at[place], row) for row, place in enumerate(test.index) if place in at]
+    assert len(pairs) > 100
+    rows = np.array(pairs).T
+    noise = [
+        (coded.z - coded.mean)[row].ravel()
+        for coded, row in zip((train, test), rows, strict=True)
+    ]
+    # Of n independent pairs a correlation has a standard deviation of n^-1/2.
+    assert abs(np.corrcoef(noise)[0, 1]) < 5 / np.sqrt(len(noise[0]))
+
+
 def test_the_evidence_bounds_are_in_order(evaluated):
     likelihood = evaluated[1]["likelihood"]
     elbo, log_prob = (likelihood[name]["value"] for name in ("elbo", "log_prob"))
