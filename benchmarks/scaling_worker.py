@@ -72,7 +72,6 @@ def difference(a: Any, b: Any) -> float:
     """The largest relative difference, in norm, of two (state, metrics): of the metrics one by one, of the state's parts."""
     parts = []
     for state, metrics in (a, b):
-        state = state.replace(key=jax.random.key_data(state.key))
         parts.append([*vars(state).values(), *metrics.values()])
 
     def norm(x: Any) -> float:

@@ -77,7 +77,7 @@ def draw_images(config: ml_collections.ConfigDict) -> np.ndarray:
 
 def noise_of_step(config: ml_collections.ConfigDict, state: TrainState) -> torch.Tensor:
     """What the next step of gamix_jax draws, [B, D]."""
-    key = jax.random.fold_in(state.key, state.step)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
     def of_image(i: jax.Array) -> jax.Array:
         key_of_image = jax.random.split(jax.random.fold_in(key, i))[0]

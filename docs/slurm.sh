@@ -6,6 +6,8 @@
 # DIR must be a folder that all hosts see. What is given is passed to gamix_jax.main.
 #SBATCH --job-name=gamix_jax
 #SBATCH --requeue
+# For reading images; a GPU can use more.
+#SBATCH --cpus-per-task=8
 #SBATCH --open-mode=append
 # Two minutes before the time limit: the run saves, and is queued again.
 #SBATCH --signal=B:TERM@120
@@ -14,7 +16,7 @@ stopped=
 # $! and not $run, which is not set yet where the signal comes as soon as the run is started
 trap 'stopped=yes; kill -TERM "$!"' TERM
 # Ends all processes as soon as one has failed; they would end by themselves within a minute.
-srun --kill-on-bad-exit=1 python -m gamix_jax.main --distributed "$@" &
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" --kill-on-bad-exit=1 python -m gamix_jax.main --distributed "$@" &
 run=$!
 wait "$run"
 status=$?

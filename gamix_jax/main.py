@@ -4,6 +4,7 @@ A training needs `--config` and `--workdir`, what is done with the trained model
 """
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -12,8 +13,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from absl import app, logging
+from absl import app
 from absl import flags as absl_flags
+from absl import logging as absl_logging
 
 from gamix_jax import flags
 from gamix_jax.errors import InputError
@@ -23,7 +25,9 @@ def main(argv: list[str]) -> None:
     """Dispatches to the mode asked for; bad input ends with one sentence and exit code 1."""
     # Orbax tells every detail of a save and each of its errors, which it also raises;
     # TFDS warns of each set not prepared yet.
-    logging.set_verbosity(logging.FATAL)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    # That there is a GPU which JAX cannot use must be seen.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     sys.unraisablehook = _hide_closed_loops
     # Imports and tracing make objects by the hundred thousand and little garbage: to look
     # for it at every 700 (Python 3.11) takes a tenth of a start.
@@ -46,7 +50,13 @@ def main(argv: list[str]) -> None:
             "report": _report,
             **dict.fromkeys(flags.PICTURES, _generate),
         }
-        if flags.MODE.value in flags.MODES_OF_FLAGS["cache_dir"]:
+        # JAX has process 0 alone write what is compiled. At the next start it would find
+        # all and others nothing, and XLA for GPUs have these wait for its share of their
+        # tuning, for a day.
+        if (
+            flags.MODE.value in flags.MODES_OF_FLAGS["cache_dir"]
+            and not flags.DISTRIBUTED.value
+        ):
             from gamix_jax.compiled import keep_compiled
 
             keep_compiled(Path(flags.CACHE_DIR.value).expanduser() / "compiled")

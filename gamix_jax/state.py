@@ -22,7 +22,9 @@ class TrainState:
       step: int32 scalar, steps done.
       skipped: int32 scalar, how many of them changed nothing, for they diverged
         (divergence.py).
-      key: the run's random key; it never changes, each step folds its number into it.
+      key: [2], uint32, the run's random key; it never changes, each step folds its number
+        into it. Not a typed key: pmap of several processes reads those back to the host
+        at every call (jax 0.10 to 0.12), which stalls each step on the one before.
       generator_params, generator_batch_stats, generator_opt_state: of the autoencoder.
       ema_params, ema_batch_stats: exponential moving averages of the autoencoder's, for
         samples and evaluation.
@@ -48,11 +50,6 @@ class TrainState:
     discriminator_params: Any
     discriminator_batch_stats: Any
     discriminator_opt_state: Any
-
-
-def with_raw_key(state: TrainState) -> TrainState:
-    """The state with its key as the integers that it is made of, to be saved or compared."""
-    return state.replace(key=jax.random.key_data(state.key))
 
 
 def make_models(
@@ -110,7 +107,7 @@ def create_state(config: ml_collections.ConfigDict) -> TrainState:
         return TrainState(
             step=jnp.int32(0),
             skipped=jnp.int32(0),
-            key=run_key,
+            key=jax.random.key_data(run_key),
             generator_params=params,
             generator_batch_stats=batch_stats,
             generator_opt_state=generator_optimizer.init(ravel_pytree(params)[0]),

@@ -69,7 +69,8 @@ def make_train_step(
 
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
         before, images = state, scale_images(images)
-        keys = _image_keys(jax.random.fold_in(state.key, state.step), images.shape[0])
+        run_key = jax.random.wrap_key_data(state.key)
+        keys = _image_keys(jax.random.fold_in(run_key, state.step), images.shape[0])
         (coding, fake), pull_back, batch_stats = jax.vjp(
             _autoencode(config, autoencoder, state, images, keys),
             state.generator_params,
@@ -217,7 +218,8 @@ def make_eval_step(
         state: TrainState, batch: dict[str, jax.Array]
     ) -> tuple[Metrics, GaussianMixture]:
         images, mask = scale_images(batch["image"]), batch["index"] >= 0
-        keys = jax.vmap(lambda i: jax.random.fold_in(state.key, i))(batch["index"])
+        run_key = jax.random.wrap_key_data(state.key)
+        keys = jax.vmap(lambda i: jax.random.fold_in(run_key, i))(batch["index"])
         variables = averaged_variables(state)
         posterior = autoencoder.apply(variables, images, method="encode")
         prior = autoencoder.apply(variables, method="learned_prior")

@@ -22,7 +22,7 @@ from gamix_jax.parallel import put_on_devices, replicate
 from gamix_jax.pods import agree, fingerprint, gather, software
 from gamix_jax.profiling import check_steps, steps_left
 from gamix_jax.resume import check_continued
-from gamix_jax.state import TrainState, create_state, with_raw_key
+from gamix_jax.state import TrainState, create_state
 
 
 def train(
@@ -195,4 +195,4 @@ def _begin(
 
 def _digest(state: TrainState) -> str | None:
     """Of all its arrays, where there is another process to compare it with."""
-    return fingerprint(with_raw_key(state)) if jax.process_count() > 1 else None
+    return fingerprint(state) if jax.process_count() > 1 else None

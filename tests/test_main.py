@@ -44,6 +44,37 @@ def test_digits_trains_and_leaves_pictures(tmp_path):
     assert (tmp_path / "checkpoints/2").is_dir()
 
 
+def test_a_gpu_that_jax_cannot_use_is_told():
+    """By JAX, a warning of whose module "jax._src.xla_bridge" must not be switched off."""
+    script = """
+import atexit, logging
+from absl import app
+from gamix_jax.main import main
+logger = logging.getLogger("jax._src.xla_bridge")
+atexit.register(lambda: logger.warning("Falling back to cpu."))
+app.run(main, argv=["main", "unknown"])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100
+    )
+    assert "unknown argument" in result.stderr
+    assert "Falling back to cpu." in result.stderr
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_what_is_compiled_is_kept_unless_only_one_process_would_write(
+    distributed, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    result = gamix(
+        "--config=configs/digits.py",
+        f"--distributed={distributed}",
+        f"--cache_dir={tmp_path}",
+    )
+    assert "--workdir is missing" in result.stderr
+    assert (tmp_path / "compiled").exists() != distributed
+
+
 def test_a_published_set_is_prepared_for_its_configuration(tmp_path):
     """Drawn images in MNIST's files, and the data of configs/mnist.py."""
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_main import ROOT
 from test_steps import assert_same_adam_steps
-from test_train import _bits, environment, lines, small_run, without_speed
+from test_train import environment, lines, small_run, without_speed
 
 from gamix_jax import pods
 from gamix_jax.checkpoint import Checkpoints
@@ -301,7 +301,7 @@ def test_two_processes_train_as_one_does(one, two):
 
 
 @pytest.mark.slow
-def test_process_0_writes_and_all_save(one, two):
+def test_process_0_writes(one, two):
     workdir, pod = two
     assert [line["step"] for line in lines(workdir)] == [2, 2, 4, 4]
     for folder in (workdir, workdir / "figures"):
@@ -313,9 +313,6 @@ def test_process_0_writes_and_all_save(one, two):
     said = [re.sub(r".*Gloo.*|.*connected peer.*", "", pod.said(i)) for i in (0, 1)]
     assert "step 4 " in said[0]
     assert said[1].strip() == ""
-    for process in (0, 1):
-        part = workdir / f"checkpoints/4/state/ocdbt.process_{process}"
-        assert sum(path.stat().st_size for path in part.rglob("*")) > 1000
 
 
 @pytest.mark.slow
@@ -339,9 +336,7 @@ def test_a_process_that_dies_ends_the_other_and_both_go_on_exactly(two, tmp_path
             path.rename(tmp_path / path.name)
     pod = Pod(tmp_path, tmp_path / "run", small_run())
     assert pod.wait() == [0, 0], pod.said(0) + pod.said(1)
-    chex.assert_trees_all_equal(
-        *(jax.tree.map(_bits, trained(w)) for w in (two[0], tmp_path / "run"))
-    )
+    chex.assert_trees_all_equal(*(trained(w) for w in (two[0], tmp_path / "run")))
 
 
 @pytest.mark.slow
@@ -482,7 +477,7 @@ print("alone")
 def test_launch_scripts(tmp_path):
     """Arguments arrive as given, parentheses and all; a failed run on a TPU pod is started again."""
     (tmp_path / "srun").write_text(
-        '#!/bin/sh\nshift\ntrap "exit 0" TERM\nprintf "%s\\n" "$@"\n'
+        '#!/bin/sh\nshift 2\ntrap "exit 0" TERM\nprintf "%s\\n" "$@"\n'
         'while [ -n "$HANGS" ]; do sleep 0.05; done\n'
         'exit "${STATUS:-0}"\n'
     )
