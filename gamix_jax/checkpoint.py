@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from gamix_jax.errors import NO_ROOM, InputError
 from gamix_jax.pods import agree
-from gamix_jax.state import TrainState, with_raw_key
+from gamix_jax.state import TrainState
 
 SEAL = "sha256.json"  # of every file of a checkpoint, among them
 
@@ -89,17 +89,15 @@ class Checkpoints:
         self.wait()  # for the save before, which is sealed then
         self._saving = step
         check_room(self.directory, state)
-        state = with_raw_key(state)
-        if jax.process_count() > 1:
-            state = jax.tree.map(
-                ocp.utils.fully_replicated_host_local_array_to_global_array, state
-            )
-        # Copying to the host is what a save is for, also where reads are forbidden.
-        with jax.transfer_guard_device_to_host("allow"), self._explained():
+        # Copying to the host is what a save is for, also where reads are forbidden. Of
+        # arrays on devices Orbax would slice and compile every one for every replica.
+        with jax.transfer_guard_device_to_host("allow"):
+            state = jax.device_get(_present(state))
+        with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_present(state)),
+                    state=ocp.args.StandardSave(state),
                     data=ocp.args.JsonSave(position),
                 ),
             )
@@ -149,8 +147,8 @@ class Checkpoints:
         """
         step = self.latest_step()
         saved = self._manager.item_metadata(step)["state"]
-        raw = _present(jax.eval_shape(with_raw_key, like))
-        differing = _differences(_shapes(saved), _shapes(raw))
+        present = _present(like)
+        differing = _differences(_shapes(saved), _shapes(present))
         if differing:
             raise InputError(
                 f"The checkpoint of step {step} in {self.directory} is of another model or version: {'; '.join(differing)}. "
@@ -158,12 +156,11 @@ class Checkpoints:
                 "another --workdir."
             )
         # To the host, so that no sharding over the devices of then is asked for.
-        wanted = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), raw)
+        wanted = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), present)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
         )
-        state = like.replace(**jax.tree.map(jax.numpy.asarray, restored["state"]))
-        return state.replace(key=jax.random.wrap_key_data(state.key))
+        return like.replace(**jax.tree.map(jax.numpy.asarray, restored["state"]))
 
     def wait(self) -> None:
         """Until all that was begun is saved; raises as `save` does."""
