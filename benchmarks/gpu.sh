@@ -13,7 +13,7 @@ trap 'rm -rf "$cache"' EXIT
 trap 'kill "$running"; exit 1' INT TERM
 exec > >(tee "$out/log") 2>&1
 visible=${CUDA_VISIBLE_DEVICES:-0}
-export CUDA_VISIBLE_DEVICES=${visible%%,*} PYTHONPATH=. TORCHINDUCTOR_CACHE_DIR=$cache/torch
+export CUDA_VISIBLE_DEVICES=${visible%%,*} PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} TORCHINDUCTOR_CACHE_DIR=$cache/torch
 export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_COMPILATION_CACHE_DIR=$cache/jax
 
 part() { # name, seconds, script and its flags
@@ -30,14 +30,14 @@ part() { # name, seconds, script and its flags
 }
 
 running= failed=0
-if ! timeout 20 python -c "import sys, jax; print(jax.devices()); sys.exit(jax.default_backend() != 'gpu')"; then
+if ! timeout 120 python -c "import sys, jax; print(jax.devices()); sys.exit(jax.default_backend() != 'gpu')"; then
   echo "error: JAX sees no GPU here; pip install '.[cuda]' on a machine with one."
   exit 1
 fi
 # One process for each network: what fails in one leaves the others.
 part step_256 75 train_step.py --configs celeba_hq --dtypes bfloat16 --rounds=3 --seconds=0.5
 part step_64 55 train_step.py --configs celeba --dtypes bfloat16 float32 --rounds=3 --seconds=0.5
-if timeout 15 python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+if timeout 120 python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
   part twin_256 110 torch_twin.py --sizes=256 --batches=16 --dtypes=bfloat16 --rounds=3
   part twin_64 80 torch_twin.py --sizes=64 --batches=64 --dtypes=bfloat16 --rounds=3
 else

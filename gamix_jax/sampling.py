@@ -111,7 +111,10 @@ def _draw(
     def moved(drawn: tuple[jax.Array, jax.Array]) -> jax.Array:
         component, noise = drawn
         factor = sampler.factor[component]
-        spread = factor @ noise if factor.ndim == 2 else factor * noise
+        full = factor.ndim == 2
+        spread = (
+            jnp.matmul(factor, noise, precision="highest") if full else factor * noise
+        )
         return sampler.mean[component] + temperature * spread
 
     # Full factors are [D, D] for each draw.

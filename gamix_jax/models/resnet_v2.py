@@ -224,8 +224,9 @@ class Decoder(nn.Module):
                 f"Images of {self.image_size} pixels cannot come of doubling {len(self.widths)} times."
             )
         # In float32, for Flax sums the gradient of its bias in the layer's type; it has
-        # .1 % of the products of a small network, and less of a large one.
-        x = nn.Dense(size * size * self.bottleneck)(z)
+        # .1 % of the products of a small network, and less of a large one. Precise, or
+        # accelerators would round z to 8 to 11 bits, and with it the posterior's noise.
+        x = nn.Dense(size * size * self.bottleneck, precision="highest")(z)
         x = x.reshape(-1, size, size, self.bottleneck)
         x = Conv(self.widths[-1], (3, 3), dtype=self.dtype)(x)
         make = _blocks(self.remat, self.norm, self.dtype)
