@@ -82,6 +82,7 @@ def evaluation(step=4):
             "active_units": 4.0,
             "aggregate_kl_lower": 4.7657,
             "aggregate_kl_upper": 5.005,
+            "bounded_images": 180.0,
             "aggregate_kl_lower_by_fit": {"fitted mixture": number(1.234, 0.056)},
             "sliced_wasserstein": {"distance": 0.1234, "null_mean": 0.0912},
             "accuracy": {"1000": {"linear_probe": number(0.889, 0.023)}},
@@ -409,11 +410,12 @@ def test_key_numbers_are_those_measured():
             "test/psnr": 18.0,
             "test/aggregate_kl_lower": 4.7657,
             "test/aggregate_kl_upper": 5.005,
+            "test/bounded_images": 180.0,
         },
         {"step": 4, "kl": 0.5},
     ]
     bracket = (
-        "KL(q(z) ‖ N(0, I)), nats",
+        "KL(q(z) ‖ N(0, I)) of 180 images alone, nats",
         "4.77 to 5.00",  # 5.005 is below 5.005 in binary
     )
     assert key_numbers(config, lines, None, 4) == [
@@ -425,6 +427,7 @@ def test_key_numbers_are_those_measured():
         ("Fréchet distance of samples", "12.35 ± 0.21"),
         ("bits per dimension", "5.665 ± 0.047"),
         ("PSNR of reconstructions, dB", "18.03 ± 0.14"),
+        ("KL(q(z) ‖ N(0, I)) of new images, at least, nats", "1.234 ± 0.056"),
         bracket,
         ("active units", "4 of 4"),
     ]

@@ -230,10 +230,17 @@ def key_numbers(
     elif "psnr" in measured:
         decibels = f"{measured['psnr']:#.3g}"
         numbers.append(("PSNR of the mean squared error, dB", decibels))
-    ends = [measured.get(f"aggregate_kl_{side}") for side in ("lower", "upper")]
-    if None not in ends:
+    by_fit = measured.get("aggregate_kl_lower_by_fit")
+    if by_fit:
+        name = "KL(q(z) ‖ N(0, I)) of new images, at least, nats"
+        numbers.append((name, shown(by_fit["fitted mixture"])))
+    names = ("aggregate_kl_lower", "aggregate_kl_upper", "bounded_images")
+    *ends, count = map(measured.get, names)
+    if None not in (*ends, count):
         bracket = " to ".join(f"{end:#.3g}" for end in ends)
-        numbers.append(("KL(q(z) ‖ N(0, I)), nats", bracket))
+        numbers.append(
+            (f"KL(q(z) ‖ N(0, I)) of {count:,.0f} images alone, nats", bracket)
+        )
     if "active_units" in measured:
         units = f"{measured['active_units']:.0f} of {config.model.latent_size}"
         numbers.append(("active units", units))
