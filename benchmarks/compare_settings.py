@@ -94,6 +94,7 @@ OBJECTIVES = {
     "VampPrior": ELBO | {"model.prior": "vamp", "objective.kl_warmup": 300},
     BASELINES[1]: ELBO | HINGE,
     "beta-VAE, PatchGAN of samples": ELBO | HINGE | SAMPLES,
+    "full, KL 5, memory, PatchGAN": REMEMBERED | {"objective.kl_weight": 5.0} | HINGE,
     "full, KL 25, memory, PatchGAN": REMEMBERED | HINGE,
     "full, KL 25, memory, PatchGAN twice": REMEMBERED | HINGE | TWICE,
     "full, KL 25, negentropy, memory, PatchGAN": REMEMBERED | NEGENTROPY | HINGE,

@@ -177,6 +177,11 @@ def main() -> None:
     known = tables.read_known(args.json)
     runs, detector = find_runs(args.runs, args.images), open_detector()
     of_images = tables.digest_images(args.images)
+    # Other sizes and lengths may lie in the JSON, and are no seeds of these.
+    of_folder = {
+        "data": args.runs.name,
+        "steps": read_config(next(iter(runs))).train.steps,
+    }
     weights = f"mtcnn {distribution('mtcnn').version}"
     data = read_config(next(iter(runs))).data
     data.dir = str(args.images)
@@ -197,16 +202,17 @@ def main() -> None:
             known[key] = (
                 run._asdict()
                 | {"settings": key[0], "classifier": weights}
+                | of_folder
                 | row_of(workdir, detector, train, real, test)
             )
-    rows = list(known.values())
+    rows = [row for row in known.values() if of_folder.items() <= row.items()]
     columns = (tables.ERROR, *SHARES, *SHARES.values())
     record.show(tables.over_seeds(rows, columns), "By the face detector")
     ratios = tables.at_equal_error(rows, BASELINES)
     if ratios:
         record.show(ratios, "Frechet distance over that of a baseline at equal error")
     content = {
-        "rows": rows,
+        "rows": list(known.values()),
         "training images called faces": found,
         "test images called faces": also,
         "distance of test images": least.value,
