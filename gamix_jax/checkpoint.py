@@ -34,7 +34,7 @@ class Checkpoints:
 
     Each is sealed, before it gets its name, with the SHA-256 of its files. What is not
     as sealed is set aside when the folder is opened, and the one before it is used.
-    All processes open, save and restore together; each writes its part.
+    All processes open, save and restore together; process 0 writes.
 
     Args:
       workdir: folder of the run.
@@ -80,7 +80,7 @@ class Checkpoints:
 
         Args:
           step: steps done.
-          state: the training state, on all devices of this process if there are others.
+          state: the training state.
           position: of the training data, JSON-able.
 
         Raises:
@@ -90,7 +90,8 @@ class Checkpoints:
         self._saving = step
         check_room(self.directory, state)
         # Copying to the host is what a save is for, also where reads are forbidden. Of
-        # arrays on devices Orbax would slice and compile every one for every replica.
+        # arrays on devices Orbax would slice and compile every one for every replica; those
+        # on the host, which on CPU are the devices' own, it copies before it returns.
         with jax.transfer_guard_device_to_host("allow"):
             state = jax.device_get(_present(state))
         with self._explained():

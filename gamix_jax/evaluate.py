@@ -117,8 +117,7 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
             f"training logs is that of the mean squared error). Prior: {prior}. Fitted Gaussian and mixture: one "
             f"and up to {FITTED_COMPONENTS} Gaussians fitted to one draw of z from each of {coded:,} training images. Standard "
             "errors: of means over images; Frechet by leaving out one of ten blocks; kernel of "
-            "images and subsets; precision to coverage with the neighbourhoods held fixed, so too small: of 200 "
-            "images by a factor of about 1.2, density's 1.7. That of a share of 0 or 1 is 0: N images bound it by 3 / N."
+            "images and subsets; precision to coverage with the neighbourhoods held fixed, so too small. That of a share of 0 or 1 is 0: N images bound it by 3 / N."
         ),
         "likelihood": (
             "Discretised Laplace over the 256 levels of each pixel and channel (an exact probability, no "

@@ -17,7 +17,7 @@ from gamix_jax.metrics.manifold import manifold
 
 MOST_KEPT = 10_000  # features, for the measures that compare images in pairs
 READ_AT_ONCE = 1_000  # images
-VERSION = 1  # of what is kept on the disk
+VERSION = 2  # of what is kept on the disk
 
 
 class FeatureSet:

@@ -109,8 +109,8 @@ OOD = flags.DEFINE_string(
 CACHE_DIR = flags.DEFINE_string(
     "cache_dir",
     "~/.cache/gamix_jax",
-    "Folder of compiled programs (but where JAX_COMPILATION_CACHE_DIR is set) and, for "
-    "evaluate, of features of real images.",
+    "Folder of compiled programs (but where JAX_COMPILATION_CACHE_DIR is set, or with "
+    "--distributed) and, for evaluate, of features of real images.",
 )
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Of a trained model: where its data are, if they were moved."

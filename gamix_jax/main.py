@@ -51,8 +51,8 @@ def main(argv: list[str]) -> None:
             **dict.fromkeys(flags.PICTURES, _generate),
         }
         # JAX has process 0 alone write what is compiled. At the next start it would find
-        # all and others nothing, and XLA for GPUs have these wait for its share of their
-        # tuning, for a day.
+        # all and others nothing, and XLA for GPUs has these wait for its share of the
+        # tuning.
         if (
             flags.MODE.value in flags.MODES_OF_FLAGS["cache_dir"]
             and not flags.DISTRIBUTED.value

@@ -35,8 +35,7 @@ def train(
 
     Leaves in `workdir`: config.json, metrics.jsonl, TensorBoard event files,
     figures/*.png and checkpoints/. The processes of a pod call this together, with a
-    folder that all of them see: each writes its part of the checkpoints, process 0 all
-    else.
+    folder that all of them see; process 0 writes.
 
     Args:
       config: the experiment, as made from `config.default_config`.

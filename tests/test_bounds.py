@@ -198,11 +198,15 @@ def test_narrow_posteriors_of_a_perfect_aggregate_have_the_mean_kl_less_log_n():
 
 
 def test_the_ends_are_in_order():
-    """Of one image they are equal but for rounding."""
+    """Of one image they are equal but for rounding: its KL, and no information."""
     mean, log_var = jax.random.normal(jax.random.key(0), (2, 200, 1, 1, 64))
     q = GaussianMixture(jnp.zeros((200, 1, 1)), mean, log_var)
-    for lower, upper in jax.jit(jax.vmap(all_bounds))(q):
-        assert jnp.all(lower <= upper)
+    kl = oracle_component_kl(np.float64(mean), np.float64(log_var))[:, 0, 0]
+    truths = kl, np.zeros(200)
+    for ends, truth in zip(jax.jit(jax.vmap(all_bounds))(q), truths, strict=True):
+        assert jnp.all(ends[0] <= ends[1])
+        for end in ends:
+            np.testing.assert_array_less(np.abs(end - truth), 2e-6 * kl)
 
 
 def test_memory():
