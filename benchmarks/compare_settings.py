@@ -127,7 +127,9 @@ def base_config(data: str, images: str, steps: int) -> ml_collections.ConfigDict
     """The configuration that the runs on some images share."""
     name, changes, _ = DATA[data]
     config = record.load_config(name)
-    config.objective.update(default_config().objective)  # configs/ has the winners
+    default = default_config()  # configs/ has the winners
+    config.objective.update(default.objective)
+    config.adversarial.update(default.adversarial)
     config.update_from_flattened_dict(NETWORK | changes)
     config.data.dir = images
     config.train.steps = config.train.evaluate_every = steps
