@@ -111,13 +111,14 @@ def protocol(evaluation: Evaluation) -> dict[str, str]:
             f"{options.seed}. Features: {features}. The Frechet distance is biased upwards, the more the fewer "
             "images; the kernel distance is not (100 subsets of at most 1,000). All of them flatter "
             "reconstructions, which are paired with the reference, beside samples and training images, the more the "
-            "fewer images: of other images they would be as far as those at best. Precision and recall "
+            "fewer images: of other images they would be as far as training images at best. Precision and recall "
             f"have k = 3, density and coverage k = 5; what compares images in pairs takes the first {MOST_KEPT:,}. SSIM: "
             "Gaussian window of 11 pixels or as many as there are. PSNR is averaged over images (what "
             f"training logs is that of the mean squared error). Prior: {prior}. Fitted Gaussian and mixture: one "
             f"and up to {FITTED_COMPONENTS} Gaussians fitted to one draw of z from each of {coded:,} training images. Standard "
             "errors: of means over images; Frechet by leaving out one of ten blocks; kernel of "
-            "images and subsets; precision to coverage with the neighbourhoods held fixed, so too small. That of a share of 0 or 1 is 0: N images bound it by 3 / N."
+            "images and subsets; precision to coverage with the neighbourhoods held fixed, so too small. That of a "
+            "share of 0 or 1 is 0: N images bound it by 3 / N."
         ),
         "likelihood": (
             "Discretised Laplace over the 256 levels of each pixel and channel (an exact probability, no "

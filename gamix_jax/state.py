@@ -22,9 +22,10 @@ class TrainState:
       step: int32 scalar, steps done.
       skipped: int32 scalar, how many of them changed nothing, for they diverged
         (divergence.py).
-      key: [2] (of JAX's default kind), uint32, the run's random key; it never changes, each step folds its number
-        into it. Not a typed key: pmap of several processes reads those back to the host
-        at every call (jax 0.10 to 0.12), which stalls each step on the one before.
+      key: [2] (of JAX's default kind), uint32, the run's random key; it never changes,
+        each step folds its number into it. Not a typed key: pmap of several processes
+        reads those back to the host at every call (jax 0.10 to 0.12), which stalls each
+        step on the one before.
       generator_params, generator_batch_stats, generator_opt_state: of the autoencoder.
       ema_params, ema_batch_stats: exponential moving averages of the autoencoder's, for
         samples and evaluation.
