@@ -71,7 +71,7 @@ def test_a_baseline_is_as_good_as_its_best_run_of_no_more_error(tables):
     """Interpolated between two worse runs it would be made worse than it is."""
     rows = [row("base", 9.0, 0, 0.01, 1.0), row("base", 5.0, 0, 0.02, 4.0)]
     rows += [row("base", 1.0, 0, 0.04, 3.0), row("ours", 5.0, 0, 0.03, 2.0)]
-    rows += [row("ours", 1.0, 0, 0.05, 2.0)]  # beyond them all, and worse than one
+    rows += [row("ours", 1.0, 0, 0.05, 2.0)]  # beyond them all
     assert ratios(tables, rows) == {("ours", "5"): "2 (1)", ("ours", "1"): "2 (1)"}
 
 

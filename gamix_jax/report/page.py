@@ -230,8 +230,7 @@ def key_numbers(
     elif "psnr" in measured:
         decibels = f"{measured['psnr']:#.3g}"
         numbers.append(("PSNR of the mean squared error, dB", decibels))
-    by_fit = measured.get("aggregate_kl_lower_by_fit")
-    if by_fit:
+    if by_fit := measured.get("aggregate_kl_lower_by_fit"):
         name = "KL(q(z) ‖ N(0, I)) of new images, at least, nats"
         numbers.append((name, shown(by_fit["fitted mixture"])))
     names = ("aggregate_kl_lower", "aggregate_kl_upper", "bounded_images")
