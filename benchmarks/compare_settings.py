@@ -139,10 +139,9 @@ def run_config(base: ml_collections.ConfigDict, run: Run) -> ml_collections.Conf
     if config.objective.moment_decay:
         config.objective.moment_decay = 1 - config.train.batch_size / IMAGES_REMEMBERED
     if config.adversarial.loss != "none":
-        colour = config.data.channels == 3
-        unit = COLOUR_ADVERSARIAL if colour else ADVERSARIAL
-        config.adversarial.weight = unit * run.weight
-        if colour:
+        config.adversarial.weight = ADVERSARIAL * run.weight
+        if config.data.channels == 3:
+            config.adversarial.weight = COLOUR_ADVERSARIAL * run.weight
             config.adversarial.start = config.train.steps // 4
             config.optimizer.discriminator_learning_rate = 2e-4
     return config

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The step on a GPU, beside its limits and beside PyTorch, in under 8 minutes: bash benchmarks/gpu.sh OUT
+# The step on a GPU, beside its limits and beside PyTorch, in under 8 minutes after the first imports of JAX and PyTorch: bash benchmarks/gpu.sh OUT
 #
 # Uses the first GPU and no data, and wants what `pip install .` brings; the twin PyTorch
 # with CUDA too. Writes JSON of each part, after each row of it, and one log to the folder
