@@ -76,6 +76,8 @@ def default_config() -> ml_collections.ConfigDict:
     optimizer.discriminator_learning_rate = 1e-4  # Adam, discriminator
     optimizer.beta1 = 0.5
     optimizer.beta2 = 0.999
+    # Of train.steps, the last ones, in which both learning rates fall linearly to 0
+    optimizer.decay_fraction = 0.0
 
     config.train = train = ml_collections.ConfigDict()
     train.steps = 1000

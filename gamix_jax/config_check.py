@@ -104,6 +104,7 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> None:
         (NOT_NEGATIVE, lambda x: x >= 0, "not be negative"),
         (FRACTIONS, lambda x: 0 <= x < 1, "be at least 0 and below 1"),
         (("data.workers",), lambda x: x >= -1, "be at least -1"),
+        (("optimizer.decay_fraction",), lambda x: 0 <= x <= 1, "be from 0 to 1"),
     ):
         for key in keys:
             if not fits(values[key]):

@@ -5,7 +5,8 @@ from typing import Any
 
 from gamix_jax.errors import InputError
 
-# What changes no number of the run.
+# What changes no number of the run; train.steps only where learning rates do not decay
+# towards the last of them.
 FREE = (
     "data.dir",
     "data.memory_gib",
@@ -41,10 +42,12 @@ def check_continued(
       InputError: lists what differs and may not.
     """
     wanted = json.loads(json.dumps(wanted))
+    decays = any(x["optimizer.decay_fraction"] for x in (saved, wanted))
+    free = [key for key in FREE if not (decays and key == "train.steps")]
     differing = {
         key: f"{key} was {saved[key]!r} and is {value!r}"
         for key, value in wanted.items()
-        if key in saved and saved[key] != value and key not in FREE
+        if key in saved and saved[key] != value and key not in free
     }
     order = [
         difference

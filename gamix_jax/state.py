@@ -84,6 +84,24 @@ def make_optimizers(
     )
 
 
+def rate_factor(
+    config: ml_collections.ConfigDict, step: jax.Array
+) -> jax.Array | float:
+    """Of both learning rates, in (0, 1]: 1, then down a line that is 0 after the last step (Hagele et al. 2024).
+
+    A function of the step and no part of the optimisers' states, so that a run begun
+    without can go on with it.
+
+    Args:
+      config: the whole.
+      step: int32 scalar, steps done before this one.
+    """
+    if config.optimizer.decay_fraction == 0:
+        return 1.0
+    steps = config.train.steps
+    return jnp.minimum(1.0, (steps - step) / (config.optimizer.decay_fraction * steps))
+
+
 def create_state(config: ml_collections.ConfigDict) -> TrainState:
     """The state at step 0: a function of the configuration alone, so the same on every host."""
     autoencoder, discriminator = make_models(config)

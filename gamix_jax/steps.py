@@ -20,7 +20,7 @@ from gamix_jax.divergence import gradient_ratio, unless_diverged
 from gamix_jax.mixture import GaussianMixture
 from gamix_jax.models import draw_for_each
 from gamix_jax.objective import Metrics, autoencoder_objective
-from gamix_jax.state import TrainState, make_models, make_optimizers
+from gamix_jax.state import TrainState, make_models, make_optimizers, rate_factor
 
 AXIS = "batch"
 
@@ -69,6 +69,7 @@ def make_train_step(
 
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
         before, images = state, scale_images(images)
+        rate = rate_factor(config, state.step)
         run_key = jax.random.wrap_key_data(state.key)
         keys = _image_keys(jax.random.fold_in(run_key, state.step), images.shape[0])
         (coding, fake), pull_back, batch_stats = jax.vjp(
@@ -110,6 +111,7 @@ def make_train_step(
                 gradient,
                 state.discriminator_params,
                 state.discriminator_opt_state,
+                rate,
             )
             metrics |= played | {f"discriminator_{k}": v for k, v in norms.items()}
             state = state.replace(
@@ -124,9 +126,9 @@ def make_train_step(
             gradient,
             state.generator_params,
             state.generator_opt_state,
+            rate,
         )
-        metrics |= {"generator_loss": loss}
-        metrics |= {f"generator_{k}": v for k, v in norms.items()}
+        metrics |= {f"generator_{k}": v for k, v in (norms | {"loss": loss}).items()}
         metrics["generator_gradient_ratio"] = gradient_ratio(
             norms["gradient_norm"], state.generator_opt_state, config.optimizer.beta2
         )
@@ -187,14 +189,18 @@ def _autoencode(
 
 
 def _descend(
-    optimizer: optax.GradientTransformation, gradient: Any, params: Any, opt_state: Any
+    optimizer: optax.GradientTransformation,
+    gradient: Any,
+    params: Any,
+    opt_state: Any,
+    rate: jax.Array | float,
 ) -> tuple[Any, Any, Metrics]:
     """One step along the gradient of all replicas, all parameters as one vector: parameters, optimiser and norms."""
     with jax.named_scope("gradients"):
         gradient = jax.lax.pmean(ravel_pytree(gradient)[0], AXIS)
     params, unravel = ravel_pytree(params)
     updates, opt_state = optimizer.update(gradient, opt_state)
-    params = optax.apply_updates(params, updates)
+    params = optax.apply_updates(params, rate * updates)
     norms = {
         "gradient_norm": jnp.linalg.norm(gradient),
         "parameter_norm": jnp.linalg.norm(params),

@@ -363,6 +363,36 @@ def test_average_of_weights():
         )
 
 
+def test_learning_rates_decay_to_the_last_step():
+    """The last half of 8 steps: 1, then 3/4, 2/4 and 1/4 of the rates, of the same Adam's updates."""
+    changes = {"optimizer__decay_fraction": 0.5}
+    start, constant = compiled(tiny_config(train__steps=8).to_json(), 1)
+    _, decaying = compiled(tiny_config(train__steps=8, **changes).to_json(), 1)
+    for step, factor in ((0, 1.0), (4, 1.0), (5, 0.75), (7, 0.25)):
+        before = start.replace(step=jnp.int32(step))
+        whole, less = (
+            jax.device_get(move(before, images()[None])[0])
+            for move in (constant, decaying)
+        )
+        for player in ("generator", "discriminator"):
+            moments, kept = (
+                getattr(x, f"{player}_opt_state")[0].mu for x in (whole, less)
+            )
+            # Gradients that two programs of float32 round apart, up to 5e-8 here.
+            np.testing.assert_allclose(kept, moments, rtol=0, atol=1e-6)
+            first, full, slow = (
+                ravel_pytree(getattr(x, f"{player}_params"))[0]
+                for x in (before, whole, less)
+            )
+            # Adam's first update is the rate (1e-4) times the gradient's sign, so rounding
+            # is harmless where there is a gradient; parameters round by 6e-8.
+            sure = np.abs(moments) > 1e-5
+            np.testing.assert_allclose(
+                (slow - first)[sure], factor * (full - first)[sure], rtol=0, atol=2e-7
+            )
+            assert np.mean(sure) > 0.5
+
+
 def test_the_seed_decides_everything():
     (a, _), (b, _), (c, _) = (
         run(tiny_config(adversarial__loss="none", seed=seed)) for seed in (1, 1, 2)

@@ -23,9 +23,11 @@ from gamix_jax import loop as loop_module
 from gamix_jax import steps as steps_module
 from gamix_jax import train as train_module
 from gamix_jax.checkpoint import Checkpoints
+from gamix_jax.config import flatten
 from gamix_jax.errors import InputError
 from gamix_jax.interrupts import Stopped, StopSignals
 from gamix_jax.parallel import map_over_devices
+from gamix_jax.resume import check_continued
 from gamix_jax.state import create_state
 from gamix_jax.train import train
 
@@ -131,6 +133,28 @@ def test_another_configuration_is_refused_with_all_that_differs(whole):
     assert "\n" not in str(error.value)
     state = Checkpoints(whole[0]).restore(create_state(small_run()))
     chex.assert_trees_all_equal(state.step, np.int32(4))
+
+
+def test_where_learning_rates_decay_more_steps_are_another_run():
+    saved = flatten(small_run(optimizer__decay_fraction=0.5))
+    saved = json.loads(json.dumps(saved))  # as a checkpoint gives it back
+    longer = {**saved, "train.steps": 6}
+    with pytest.raises(InputError, match=r"train.steps was 4 and is 6"):
+        check_continued(saved, longer, accept_changes=False)
+    accepted = check_continued(saved, longer, accept_changes=True)
+    assert accepted == ["train.steps was 4 and is 6"]
+
+
+@pytest.mark.slow
+def test_a_run_that_has_ended_can_go_on_and_decay(tmp_path):
+    plain = small_run(train__steps=2, adversarial__loss="none")
+    train(plain, tmp_path)
+    config = small_run(
+        train__steps=4, adversarial__loss="none", optimizer__decay_fraction=0.5
+    )
+    with pytest.raises(InputError, match=r"decay_fraction was 0.0 and is 0.5"):
+        train(config, tmp_path)
+    assert int(train(config, tmp_path, accept_changes=True).step) == 4
 
 
 def test_a_key_newer_than_the_run_had_the_effect_of_its_default(whole, monkeypatch):
