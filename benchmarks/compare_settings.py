@@ -29,7 +29,8 @@ COLOUR = {
     "model.bottleneck": 64,
     "model.latent_size": 64,
     "train.batch_size": 32,
-    "optimizer.decay_fraction": 0.5,
+    "model.norm": "batch",
+    "optimizer.generator_learning_rate": 3e-3,
 }
 # A file in configs/, what else differs from it, and weights of the error that span a range
 # of errors. A weight w is a Laplace likelihood of scale H W C / w, images in [-1, 1].
