@@ -22,7 +22,8 @@ NETWORK = {
     "train.log_every": 100,
     "train.checkpoints_kept": 1,
 }
-# Of colour images. With 32 dimensions and smaller networks all samples were blurred alike
+# Of colour images. With 32 dimensions and smaller networks all samples were blurred alike;
+# with group normalisation at 1e-3 the error after 2,000 steps was a fifth larger
 # (docs/results.md).
 COLOUR = {
     "model.widths": (16, 32, 64),
@@ -124,6 +125,7 @@ def base_config(data: str, images: str, steps: int) -> ml_collections.ConfigDict
     default = default_config()  # configs/ has the winners
     config.objective.update(default.objective)
     config.adversarial.update(default.adversarial)
+    config.optimizer.update(default.optimizer)
     config.update_from_flattened_dict(NETWORK | changes)
     config.data.dir = images
     config.train.steps = config.train.evaluate_every = steps
@@ -140,6 +142,8 @@ def run_config(base: ml_collections.ConfigDict, run: Run) -> ml_collections.Conf
     )
     if config.objective.moment_decay:
         config.objective.moment_decay = 1 - config.train.batch_size / IMAGES_REMEMBERED
+    if config.adversarial.prior_samples:
+        config.model.norm = "group"  # batch normalisation is refused with them
     if config.adversarial.loss != "none":
         config.adversarial.weight = ADVERSARIAL * run.weight
         if config.data.channels == 3:

@@ -177,7 +177,7 @@ def main() -> None:
     known = tables.read_known(args.json)
     runs, detector = find_runs(args.runs, args.images), open_detector()
     of_images = tables.digest_images(args.images)
-    # Other sizes and lengths may lie in the JSON, and are no seeds of these.
+    # Other sizes, lengths and settings may lie in the JSON, and are no seeds of these.
     of_folder = {
         "data": args.runs.name,
         "steps": read_config(next(iter(runs))).train.steps,
@@ -205,7 +205,17 @@ def main() -> None:
                 | of_folder
                 | row_of(workdir, detector, train, real, test)
             )
-    rows = [row for row in known.values() if of_folder.items() <= row.items()]
+    base = base_config(
+        args.runs.name.rpartition("-")[0], str(args.images), of_folder["steps"]
+    )
+
+    def of_today(row: tables.Row) -> bool:
+        if not of_folder.items() <= row.items() or row["objective"] not in OBJECTIVES:
+            return False
+        run = Run(row["objective"], row["weight"], row["seed"])
+        return row["settings"] == tables.settings(run_config(base, run), of_images)
+
+    rows = [row for row in known.values() if of_today(row)]
     columns = (tables.ERROR, *SHARES, *SHARES.values())
     record.show(tables.over_seeds(rows, columns), "By the face detector")
     ratios = tables.at_equal_error(rows, BASELINES)

@@ -33,6 +33,7 @@ SUPPORTED = {
     "adversarial.loss": "hinge",
     "adversarial.start": 0,
     "adversarial.prior_samples": False,
+    "optimizer.decay_fraction": 0.0,
 }
 
 Metrics = dict[str, torch.Tensor]

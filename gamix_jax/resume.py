@@ -46,6 +46,7 @@ def check_continued(
     free = [key for key in FREE if not (decays and key == "train.steps")]
     differing = {
         key: f"{key} was {saved[key]!r} and is {value!r}"
+        + (", to which learning rates decay" if key in FREE else "")
         for key, value in wanted.items()
         if key in saved and saved[key] != value and key not in free
     }

@@ -87,7 +87,7 @@ def make_optimizers(
 def rate_factor(
     config: ml_collections.ConfigDict, step: jax.Array
 ) -> jax.Array | float:
-    """Of both learning rates, in (0, 1]: 1, then down a line that is 0 after the last step (Hagele et al. 2024).
+    """What multiplies both learning rates: 1, then down a line that is 0 after the last step (the linear cooldown of Haegele et al. 2024, arXiv 2405.18392).
 
     A function of the step and no part of the optimisers' states, so that a run begun
     without can go on with it.
@@ -95,11 +95,14 @@ def rate_factor(
     Args:
       config: the whole.
       step: int32 scalar, steps done before this one.
+
+    Returns:
+      Scalar in [0, 1], above 0 before the last step is done.
     """
     if config.optimizer.decay_fraction == 0:
         return 1.0
     steps = config.train.steps
-    return jnp.minimum(1.0, (steps - step) / (config.optimizer.decay_fraction * steps))
+    return jnp.clip((steps - step) / (config.optimizer.decay_fraction * steps), 0, 1)
 
 
 def create_state(config: ml_collections.ConfigDict) -> TrainState:

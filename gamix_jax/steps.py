@@ -128,7 +128,8 @@ def make_train_step(
             state.generator_opt_state,
             rate,
         )
-        metrics |= {f"generator_{k}": v for k, v in (norms | {"loss": loss}).items()}
+        metrics |= {"generator_loss": loss}
+        metrics |= {f"generator_{k}": v for k, v in norms.items()}
         metrics["generator_gradient_ratio"] = gradient_ratio(
             norms["gradient_norm"], state.generator_opt_state, config.optimizer.beta2
         )

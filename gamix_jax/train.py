@@ -132,8 +132,12 @@ def _train(
         pending = saved["evaluation_pending"] and not done
     if int(state.step) >= config.train.steps and not pending:
         console.print(
-            f"{workdir} holds {int(state.step)} steps already; raise "
-            "--config.train.steps to go on."
+            f"{workdir} holds {int(state.step)} steps already; raise --config.train.steps to go on"
+            + (
+                ", with --accept_changes, and learning rates rise again."
+                if config.optimizer.decay_fraction
+                else "."
+            )
         )
         return state
     log = None

@@ -134,6 +134,7 @@ def test_unknown_and_mistyped_keys_are_refused_by_name():
         ("adversarial.loss", "wgan", "one of hinge, bce, none"),
         ("optimizer.beta1", -0.1, "at least 0"),
         ("optimizer.decay_fraction", 1.5, "from 0 to 1"),
+        ("optimizer.decay_fraction", -0.1, "from 0 to 1"),
         ("train.batch_size", 12, "number of devices, 8"),
         ("train.steps", 0, "must be positive"),
         ("seed", -1, "must not be negative"),

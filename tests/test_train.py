@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from PIL import Image
 from test_data import photo
 from test_steps import tiny_config
@@ -135,26 +136,46 @@ def test_another_configuration_is_refused_with_all_that_differs(whole):
     chex.assert_trees_all_equal(state.step, np.int32(4))
 
 
-def test_where_learning_rates_decay_more_steps_are_another_run():
-    saved = flatten(small_run(optimizer__decay_fraction=0.5))
-    saved = json.loads(json.dumps(saved))  # as a checkpoint gives it back
-    longer = {**saved, "train.steps": 6}
-    with pytest.raises(InputError, match=r"train.steps was 4 and is 6"):
-        check_continued(saved, longer, accept_changes=False)
-    accepted = check_continued(saved, longer, accept_changes=True)
-    assert accepted == ["train.steps was 4 and is 6"]
+@pytest.mark.parametrize(("then", "now"), [(0.5, 0.5), (0.5, 0.0), (0.0, 0.5)])
+def test_where_learning_rates_decay_more_steps_are_another_run(then, now):
+    saved, wanted = (
+        json.loads(json.dumps(flatten(small_run(optimizer__decay_fraction=fraction))))
+        for fraction in (then, now)  # as a checkpoint gives it back
+    )
+    wanted["train.steps"] = 6
+    of_steps = "train.steps was 4 and is 6, to which learning rates decay"
+    with pytest.raises(InputError, match=of_steps.replace(".", r"\.")):
+        check_continued(saved, wanted, accept_changes=False)
+    accepted = check_continued(saved, wanted, accept_changes=True)
+    assert of_steps in accepted
+    assert len(accepted) == 1 + (then != now)
 
 
 @pytest.mark.slow
-def test_a_run_that_has_ended_can_go_on_and_decay(tmp_path):
-    plain = small_run(train__steps=2, adversarial__loss="none")
-    train(plain, tmp_path)
-    config = small_run(
-        train__steps=4, adversarial__loss="none", optimizer__decay_fraction=0.5
-    )
+def test_a_run_that_has_ended_can_go_on_and_decay(tmp_path, capsys):
+    """And is the same run where it is cut while it does."""
+    alone = {"adversarial__loss": "none"}
+    for name in ("plain", "decaying"):
+        train(small_run(train__steps=2, **alone), tmp_path / name)
+    third = train(small_run(train__steps=3, **alone), tmp_path / "plain")
+    plain = train(small_run(**alone), tmp_path / "plain")
+    config = small_run(optimizer__decay_fraction=0.5, **alone)
+    config.train.checkpoint_every = 1
     with pytest.raises(InputError, match=r"decay_fraction was 0.0 and is 0.5"):
-        train(config, tmp_path)
-    assert int(train(config, tmp_path, accept_changes=True).step) == 4
+        train(config, tmp_path / "decaying")
+    state = train(config, tmp_path / "decaying", accept_changes=True)
+    # The third step is at the full rate, the fourth at half of it and from the same place.
+    before, whole, half = (
+        ravel_pytree(x.generator_params)[0] for x in (third, plain, state)
+    )
+    # Two programs round gradients apart, and Adam makes whole steps of those that are 0.
+    apart = np.linalg.norm((half - before) - (whole - before) / 2)
+    assert apart < 0.02 * np.linalg.norm(whole - before)
+    shutil.rmtree(tmp_path / "decaying/checkpoints/4")
+    chex.assert_trees_all_equal(train(config, tmp_path / "decaying"), state)
+    capsys.readouterr()
+    train(config, tmp_path / "decaying")
+    assert "--accept_changes" in capsys.readouterr().out
 
 
 def test_a_key_newer_than_the_run_had_the_effect_of_its_default(whole, monkeypatch):
