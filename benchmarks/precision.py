@@ -3,7 +3,7 @@
     python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --seeds=12 --json=benchmarks/precision.json
 
 `--images` is the folder of photos that configs/celeba.py:folder,small trains on. There the
-discriminator learns from the first step, but the autoencoder feels it from step 2000 on
+discriminator learns from the first step, but the autoencoder feels it from step 1500 on
 alone, or from `--adversarial_start`. A folder of runs is of one start and one version of
 the code. Draws the curves. Trainings drift apart from the first rounding, so each seed is
 trained a third time, in float32 with the autoencoder's learning rate larger by a
@@ -216,7 +216,7 @@ def main() -> None:
         help="of the curves, .png",
     )
     parser.add_argument(
-        "--adversarial_start", type=int, help="a step (the configuration's, 2000)"
+        "--adversarial_start", type=int, help="a step (the configuration's, 1500)"
     )
     parser.add_argument("--steps", type=int, default=500, help="10 or more (500)")
     parser.add_argument(
