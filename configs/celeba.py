@@ -15,9 +15,9 @@ Cost: `--mode=describe` counts it; the full network was trained for two steps on
 on 11,000 faces, 6,000 steps of 32: an hour of one CPU core with other work beside it. What
 comes out, of one seed: reconstructions of 1,000 held-out faces at 21.4 dB, mean absolute
 error 0.114 of [-1, 1], aggregate KL 0.51 nats (until commit 0d74bf0, of half as many images,
-20.3, 0.132 and 1.83); all 128 units active; README shows samples. Batch normalisation and
-the full covariance are what did better at 32x32; the rates, the memory and the weights are
-its scaled by hand, and only this choice was run (docs/results.md).
+20.3, 0.132 and 1.83); all 128 units active; README shows samples. Batch normalisation did
+better at 32x32, the full covariance at equal error, each by one seed; rates, memory and
+weights were scaled from there by hand, and only this choice was run (docs/results.md).
 """
 
 from gamix_jax.config import default_config
