@@ -7,31 +7,29 @@ import record
 
 from gamix_jax.config import default_config
 
-# Of all runs: small networks, so that a run takes minutes of one core.
+# Of all runs: small networks, so that a run takes minutes of one core. With group
+# normalisation at 1e-3 they learned too slowly (docs/results.md).
 NETWORK = {
     "model.widths": (8, 16, 32),
     "model.encoder_blocks": 0,
     "model.bottleneck": 32,
+    "model.norm": "batch",
     "discriminator.widths": (32, 32, 32),
     "discriminator.strides": (2, 2, 1),
     "adversarial.loss": "none",
     "adversarial.start": 0,
-    "optimizer.generator_learning_rate": 1e-3,
+    "optimizer.generator_learning_rate": 3e-3,
     "train.batch_size": 64,
     "train.ema_decay": 0.995,
     "train.log_every": 100,
     "train.checkpoints_kept": 1,
 }
-# Of colour images. With 32 dimensions and smaller networks all samples were blurred alike;
-# with group normalisation at 1e-3 the error after 2,000 steps was a fifth larger
-# (docs/results.md).
+# Of colour images. With 32 dimensions and smaller networks all samples were blurred alike.
 COLOUR = {
     "model.widths": (16, 32, 64),
     "model.bottleneck": 64,
     "model.latent_size": 64,
     "train.batch_size": 32,
-    "model.norm": "batch",
-    "optimizer.generator_learning_rate": 3e-3,
 }
 # A file in configs/, what else differs from it, and weights of the error that span a range
 # of errors. A weight w is a Laplace likelihood of scale H W C / w, images in [-1, 1].
