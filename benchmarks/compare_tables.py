@@ -184,9 +184,10 @@ def at_equal_error(rows: list[Row], baselines: Sequence[str]) -> list[dict[str, 
 
     Of each seed a baseline's log distance is interpolated linearly in log error between
     its weights, or is that of its best run of no more error, if that is less; a run of less
-    error than all of them has no ratio. Ratios are geometric means over seeds, with the
-    standard error of their logarithm times the ratio: of three seeds the 95 % interval is
-    4.3 of them either way, of the logarithm.
+    error than all of them stands beside the one of least error, and it is said of how many
+    seeds. Ratios are geometric means over seeds, with the standard error of their logarithm
+    times the ratio: of three seeds the 95 % interval is 4.3 of them either way, of the
+    logarithm.
     """
     groups, curves = defaultdict(list), defaultdict(list)
     for row in rows:
@@ -199,34 +200,36 @@ def at_equal_error(rows: list[Row], baselines: Sequence[str]) -> list[dict[str, 
         cells = {}
         for baseline in baselines:
             for distance, samples in COMPARED.items():
-                ratios = []
+                ratios, beyond = [], 0
                 for row in group:
                     curve = curves.get((baseline, row["seed"]), [])
+                    if baseline == objective or not curve:
+                        continue
                     errors, distances = (
                         np.log([other[column] for other in curve])
                         for column in (ERROR, distance)
                     )
                     error = np.log(row[ERROR])
-                    if baseline != objective and any(errors <= error):
-                        found = np.min(distances[errors <= error])
-                        if error <= errors[-1]:
-                            found = min(found, np.interp(error, errors, distances))
-                        ratios.append(np.log(row[distance]) - found)
-                cells[f"{samples} / {baseline}"] = _shown_ratio(ratios)
+                    there = np.interp(error, errors, distances)  # or at the nearest end
+                    found = np.min(distances[errors <= error], initial=there)
+                    ratios.append(np.log(row[distance]) - found)
+                    beyond += error < errors[0]
+                cells[f"{samples} / {baseline}"] = _shown_ratio(ratios, beyond)
         if any(cells.values()):
             table.append({"objective": objective, "weight": f"{weight:g}"} | cells)
     return table
 
 
-def _shown_ratio(logs: list[float]) -> str:
-    """With the number of seeds."""
+def _shown_ratio(logs: list[float], beyond: int) -> str:
+    """With the number of seeds, and of those whose baseline has more error."""
     if not logs:
         return ""
     ratio = np.exp(np.mean(logs))
+    of = f"{len(logs)}, {beyond} beside more error" if beyond else len(logs)
     if len(logs) < 2:
-        return f"{ratio:.3g} (1)"
+        return f"{ratio:.3g} ({of})"
     error = ratio * np.std(logs, ddof=1) / np.sqrt(len(logs))
-    return f"{ratio:.3g} ± {error:.2g} ({len(logs)})"
+    return f"{ratio:.3g} ± {error:.2g} ({of})"
 
 
 def nearest_in_error(

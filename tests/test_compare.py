@@ -76,7 +76,7 @@ def test_a_baseline_is_as_good_as_its_best_run_of_no_more_error(tables):
 
 
 def test_ratios_are_at_the_error_of_each_run(tables):
-    """Of each seed by itself; none where the baseline has no run of so small an error."""
+    """Of each seed by itself; where the baseline has no run of so small an error, beside its least, and it is said."""
     rows = curve("base", 0, 1.0, [0.01, 0.02, 0.04])
     rows += curve("base", 1, 3.0, [0.01, 0.04])
     rows += [row("ours", 5.0, 0, 0.015, 0.5 / 0.015)]
@@ -84,7 +84,10 @@ def test_ratios_are_at_the_error_of_each_run(tables):
     rows += [row("ours", 9.0, 0, 0.02, 0.7 / 0.02), row("ours", 9.0, 1, 0.009, 1.0)]
     rows += [row("ours", 20.0, 0, 0.05, 1.0)]
     # Of 0.5 and 0.6: sqrt(0.3) = 0.548; half of log(1.2) = 0.091 of it is 0.05.
-    expected = {("ours", "5"): "0.548 ± 0.05 (2)", ("ours", "9"): "0.7 (1)"}
+    expected = {("ours", "5"): "0.548 ± 0.05 (2)"}
+    # 0.7, and 1 beside the 3 / 0.01 of the second seed's least error: sqrt(0.7 / 300) = 0.0483;
+    # half of log(0.7 * 300) = 2.67 of it is 0.129.
+    expected["ours", "9"] = "0.0483 ± 0.13 (2, 1 beside more error)"
     expected["ours", "20"] = "0.04 (1)"  # 1 beside the 25 of the baseline's last
     assert ratios(tables, rows) == expected
 
