@@ -72,8 +72,6 @@ WEAK = {"objective.negentropy_weight": 0.1}
 # Its weight is ADVERSARIAL times that of the reconstruction: the author's 100 beside 5,000.
 HINGE = {"adversarial.loss": "hinge", "optimizer.discriminator_learning_rate": 5e-4}
 ADVERSARIAL = 1 / 50
-# Gentler with colour images, after the others have learned for a quarter of the steps.
-COLOUR_ADVERSARIAL = 1 / 200
 SAMPLES = {"adversarial.prior_samples": True}
 BASELINES = ("beta-VAE", "beta-VAE, PatchGAN")
 OBJECTIVES = {
@@ -144,8 +142,7 @@ def run_config(base: ml_collections.ConfigDict, run: Run) -> ml_collections.Conf
         config.model.norm = "group"  # batch normalisation is refused with them
     if config.adversarial.loss != "none":
         config.adversarial.weight = ADVERSARIAL * run.weight
-        if config.data.channels == 3:
-            config.adversarial.weight = COLOUR_ADVERSARIAL * run.weight
+        if config.data.channels == 3:  # after the others have learned for a while
             config.adversarial.start = config.train.steps // 4
-            config.optimizer.discriminator_learning_rate = 2e-4
+            config.optimizer.discriminator_learning_rate = 1e-3
     return config

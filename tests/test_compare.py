@@ -134,8 +134,7 @@ def test_every_objective_is_a_configuration_that_could_train(compare):
             config = compare.run_config(base, run)
             check_config(config, 1)
             # The author's weights: 100 of the adversarial term, 5,000 of the error.
-            of_hinge = 100 / 5000 / (4 if config.data.channels == 3 else 1)
-            ratio = {True: of_hinge, False: base.adversarial.weight / run.weight}
+            ratio = {True: 100 / 5000, False: base.adversarial.weight / run.weight}
             found = config.adversarial.weight / config.objective.reconstruction_weight
             assert found == pytest.approx(ratio["PatchGAN" in run.objective])
             assert config.adversarial.start < config.train.steps
