@@ -6,9 +6,9 @@
 detector is the last of MTCNN's three networks (Zhang et al. 2016, "Joint Face Detection and
 Alignment using Multitask Cascaded Convolutional Networks"), with the weights of the package
 `mtcnn`: images of 48x48 to 256 features, and from these to the probability of a face. Of each
-run: the Frechet distance to training images of samples of the prior and of a Gaussian
-fitted to q(z), and of reconstructions of test images, as many of each as there are test
-images; and the shares of them that are called a face. The faces themselves come first:
+run: the Frechet distance to training images of samples of the prior, of a Gaussian and of a
+mixture fitted to q(z), and of reconstructions of test images, as many of each as there are
+test images; and the shares of them that are called a face. The faces themselves come first:
 whether the detector can be believed, and the distance that is left between faces and faces.
 What `--json` has of the same images and settings counts as done, as in compare.py.
 
@@ -52,6 +52,7 @@ RECONSTRUCTIONS = "Frechet, reconstructions"
 SHARES = {
     tables.DISTANCE: "faces",
     "Frechet, fitted Gaussian": "faces, fitted Gaussian",
+    "Frechet, fitted mixture": "faces, fitted mixture",
     RECONSTRUCTIONS: "faces, reconstructions",
 }
 Detector = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -156,6 +157,7 @@ def row_of(
     shown = (
         model.sample(sample_key, len(test)),
         model.sample(sample_key, len(test), fit_sampler(z, seed=0, components=1)),
+        model.sample(sample_key, len(test), fit_sampler(z, seed=0)),
         model.reconstruct(test),
     )
     row = tables.read_row(workdir)
