@@ -8,14 +8,13 @@ make it of the files as given out, without TensorFlow.
 Cost: `--mode=describe` counts it; trained for a few steps only here, on real images.
 
 The aggregate's full covariance, remembered over steps, and 64 Gaussians that see what it
-does not, at a KL weight of 25, with PatchGAN: of small networks with
-group normalisation (docs/results.md, 3 seeds)
-0.51 +- 0.09 (0.47, 0.70, 0.40) of the Frechet distance of a beta-VAE with PatchGAN at equal
-squared error (0.53 by the two seeds that chose nothing), and 88.1 % of the labels found by
-neighbours in z, not
-90.6 %. --config.objective.negentropy_weight=0.1, at half the weights of the reconstruction
-and the adversary, has 0.62 +- 0.05 and 89.9 %; --config.objective.negentropy_components=0
-0.89 +- 0.12 (2 seeds) and 90.6 %. Not measured with this network.
+does not, at a KL weight of 25, with PatchGAN: of small networks with group normalisation
+(docs/results.md, 3 seeds) 0.51 +- 0.09 (0.47, 0.70, 0.40) of the Frechet distance of a
+beta-VAE with PatchGAN at equal squared error (0.53 by the two seeds that chose nothing), and
+88.1 % of the labels found by neighbours in z, not 90.6 %.
+--config.objective.negentropy_weight=0.1, at half the weights of the reconstruction and the
+adversary, has 0.62 +- 0.05 and 89.9 %; --config.objective.negentropy_components=0 0.89 +- 0.12
+(2 seeds) and 90.6 %. Not measured with this network.
 """
 
 from gamix_jax.config import default_config
