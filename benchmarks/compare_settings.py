@@ -71,6 +71,7 @@ NEGENTROPY = {"objective.negentropy_components": 64}
 WEAK = {"objective.negentropy_weight": 0.1}
 # Its weight is ADVERSARIAL times that of the reconstruction: the author's 100 beside 5,000.
 HINGE = {"adversarial.loss": "hinge", "optimizer.discriminator_learning_rate": 5e-4}
+COLOUR_HINGE = {"optimizer.discriminator_learning_rate": 1e-3}
 ADVERSARIAL = 1 / 50
 SAMPLES = {"adversarial.prior_samples": True}
 BASELINES = ("beta-VAE", "beta-VAE, PatchGAN")
@@ -139,10 +140,12 @@ def run_config(base: ml_collections.ConfigDict, run: Run) -> ml_collections.Conf
     if config.objective.moment_decay:
         config.objective.moment_decay = 1 - config.train.batch_size / IMAGES_REMEMBERED
     if config.adversarial.prior_samples:
-        config.model.norm = "group"  # batch normalisation is refused with them
+        # Batch normalisation is refused with them; so these differ from the others by the
+        # normalisation too.
+        config.model.norm = "group"
     if config.adversarial.loss != "none":
         config.adversarial.weight = ADVERSARIAL * run.weight
         if config.data.channels == 3:  # after the others have learned for a while
             config.adversarial.start = config.train.steps // 4
-            config.optimizer.discriminator_learning_rate = 1e-3
+            config.update_from_flattened_dict(COLOUR_HINGE)
     return config

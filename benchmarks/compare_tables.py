@@ -185,7 +185,7 @@ def at_equal_error(rows: list[Row], baselines: Sequence[str]) -> list[dict[str, 
     Of each seed a baseline's log distance is interpolated linearly in log error between
     its weights, or is that of its best run of no more error, if that is less; a run of less
     error than all of them stands beside the one of least error, and it is said of how many
-    seeds. Ratios are geometric means over seeds, with the standard error of their logarithm
+    seeds, and how much more error that is at most. Ratios are geometric means over seeds, with the standard error of their logarithm
     times the ratio: of three seeds the 95 % interval is 4.3 of them either way, of the
     logarithm.
     """
@@ -200,7 +200,7 @@ def at_equal_error(rows: list[Row], baselines: Sequence[str]) -> list[dict[str, 
         cells = {}
         for baseline in baselines:
             for distance, samples in COMPARED.items():
-                ratios, beyond = [], 0
+                ratios, more = [], []
                 for row in group:
                     curve = curves.get((baseline, row["seed"]), [])
                     if baseline == objective or not curve:
@@ -213,23 +213,25 @@ def at_equal_error(rows: list[Row], baselines: Sequence[str]) -> list[dict[str, 
                     there = np.interp(error, errors, distances)  # or at the nearest end
                     found = np.min(distances[errors <= error], initial=there)
                     ratios.append(np.log(row[distance]) - found)
-                    beyond += error < errors[0]
-                cells[f"{samples} / {baseline}"] = _shown_ratio(ratios, beyond)
+                    if error < errors[0]:
+                        more.append(np.expm1(errors[0] - error))
+                cells[f"{samples} / {baseline}"] = _shown_ratio(ratios, more)
         if any(cells.values()):
             table.append({"objective": objective, "weight": f"{weight:g}"} | cells)
     return table
 
 
-def _shown_ratio(logs: list[float], beyond: int) -> str:
-    """With the number of seeds, and of those whose baseline has more error."""
+def _shown_ratio(logs: list[float], more: list[float]) -> str:
+    """With the number of seeds, and of those beside a baseline of more error how much more."""
     if not logs:
         return ""
-    ratio = np.exp(np.mean(logs))
-    of = f"{len(logs)}, {beyond} beside more error" if beyond else len(logs)
+    ratio, seeds = np.exp(np.mean(logs)), f"{len(logs)}"
+    if more:
+        seeds += f", {len(more)} beside up to {max(more):.1%} more error"
     if len(logs) < 2:
-        return f"{ratio:.3g} ({of})"
+        return f"{ratio:.3g} ({seeds})"
     error = ratio * np.std(logs, ddof=1) / np.sqrt(len(logs))
-    return f"{ratio:.3g} ± {error:.2g} ({of})"
+    return f"{ratio:.3g} ± {error:.2g} ({seeds})"
 
 
 def nearest_in_error(

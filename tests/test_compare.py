@@ -86,8 +86,8 @@ def test_ratios_are_at_the_error_of_each_run(tables):
     # Of 0.5 and 0.6: sqrt(0.3) = 0.548; half of log(1.2) = 0.091 of it is 0.05.
     expected = {("ours", "5"): "0.548 ± 0.05 (2)"}
     # 0.7, and 1 beside the 3 / 0.01 of the second seed's least error: sqrt(0.7 / 300) = 0.0483;
-    # half of log(0.7 * 300) = 2.67 of it is 0.129.
-    expected["ours", "9"] = "0.0483 ± 0.13 (2, 1 beside more error)"
+    # half of log(0.7 * 300) = 2.67 of it is 0.129. 0.01 is 1.11 times 0.009.
+    expected["ours", "9"] = "0.0483 ± 0.13 (2, 1 beside up to 11.1% more error)"
     expected["ours", "20"] = "0.04 (1)"  # 1 beside the 25 of the baseline's last
     assert ratios(tables, rows) == expected
 
@@ -138,6 +138,12 @@ def test_every_objective_is_a_configuration_that_could_train(compare):
             found = config.adversarial.weight / config.objective.reconstruction_weight
             assert found == pytest.approx(ratio["PatchGAN" in run.objective])
             assert config.adversarial.start < config.train.steps
+            of_samples = config.adversarial.prior_samples
+            assert config.model.norm == ("group" if of_samples else "batch")
+            assert config.optimizer.generator_learning_rate == 3e-3
+            if "PatchGAN" in run.objective:
+                rate = config.optimizer.discriminator_learning_rate
+                assert rate == (1e-3 if config.data.channels == 3 else 5e-4)
 
 
 def test_moments_are_remembered_of_as_many_images_whatever_the_batch(compare):

@@ -45,6 +45,48 @@ def test_the_detector_sees_the_middle_of_an_image_and_nothing_else(face_detector
         assert np.any(detect(within)[0] != features)
 
 
+def test_each_column_is_of_its_own_samples(face_detector, tmp_path, monkeypatch):
+    """Of a model whose samples are white, and so faces, the more often the more Gaussians they are of."""
+    white = {None: 0, 1: 5, 10: 10, "reconstructions": 15}  # of 20 images
+
+    def images(kind):
+        white_first = np.arange(20) < white[kind]
+        return np.where(white_first, 1.0, -1.0)[:, None, None, None] * np.ones(
+            (4, 4, 3)
+        )
+
+    class Model:
+        def encode(self, train):
+            return self
+
+        def sample(self, key, count=None, sampler=None):
+            if count is None:  # draws of the posterior
+                return jax.random.normal(key, (200, 2))
+            return images(None if sampler is None else len(sampler.mean))
+
+        def reconstruct(self, test):
+            return images("reconstructions")
+
+    def detector(levels):
+        faces = np.mean(levels, axis=(1, 2, 3)) / 255
+        return np.eye(256)[np.arange(len(levels))] + faces[:, None], faces
+
+    monkeypatch.setattr(face_detector.gamix_jax, "load", lambda workdir: Model())
+    monkeypatch.setattr(face_detector.tables, "read_row", lambda workdir: {})
+    test = np.zeros((20, 4, 4, 3), np.uint8)
+    real, share = face_detector.look_at(detector, test)
+    assert share == 0.0
+    row = face_detector.row_of(tmp_path, detector, test, real, test)
+    assert row["faces"] == 0.0
+    assert row["faces, fitted Gaussian"] == 5 / 20
+    assert row["faces, fitted mixture"] == 10 / 20
+    assert row["faces, reconstructions"] == 15 / 20
+    distances = [row[distance] for distance in face_detector.SHARES]
+    # No white images among those that samples are beside.
+    assert distances == sorted(distances)
+    assert distances[0] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_only_runs_of_these_images_of_one_length_and_todays_settings(
     face_detector, tmp_path
 ):
