@@ -1,6 +1,6 @@
 """The losses of trainings in bfloat16 beside float32, from the same weights, images and noise, over several seeds.
 
-    python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --seeds=12 --json=benchmarks/precision.json
+    python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --seeds=40 --json=benchmarks/precision.json
 
 `--images` is a folder of photos. The configuration is configs/celeba.py:folder, at which
 bfloat16 is aimed, with its objective, normalisation, weights and learning rates, but of
@@ -31,6 +31,7 @@ import record
 from jax.flatten_util import ravel_pytree
 
 from gamix_jax.cpu import keep_freed_memory
+from gamix_jax.compiled import keep_compiled
 from gamix_jax.data import open_images
 from gamix_jax.errors import InputError
 from gamix_jax.logs import read_metrics
@@ -49,9 +50,10 @@ LOSSES = (
 )
 NARROW = {
     "data.size": 32,
-    "model.widths": (32, 32, 32),
-    "discriminator.widths": (32, 32, 32),
-    "discriminator.strides": (2, 2, 1),
+    "model.widths": (16, 32),
+    "model.encoder_blocks": 0,
+    "discriminator.widths": (16, 32),
+    "discriminator.strides": (2, 1),
     "train.batch_size": 16,
 }
 PLAYERS = ("generator", "discriminator")
@@ -231,6 +233,7 @@ def main() -> None:
     if args.picture.suffix != ".png":
         parser.error(f"--picture={args.picture} is to end with .png")
     keep_freed_memory()  # as --mode=train does
+    keep_compiled(args.runs / "compiled")  # or each training compiles anew
     configured = partial(config_of, images=args.images, steps=args.steps)
     runs, state = {name: [] for name in (*DTYPES, CONTROL)}, None
     workdirs = {
