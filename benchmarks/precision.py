@@ -30,8 +30,8 @@ import optax
 import record
 from jax.flatten_util import ravel_pytree
 
-from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.compiled import keep_compiled
+from gamix_jax.cpu import keep_freed_memory
 from gamix_jax.data import open_images
 from gamix_jax.errors import InputError
 from gamix_jax.logs import read_metrics
