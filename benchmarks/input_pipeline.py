@@ -5,7 +5,8 @@
 DIR holds JPEG files, of which 1,000 are taken; without it, as many of 178x218 are drawn.
 Every rate is measured in this one run, on batches of 128 with flips. While the readers
 are timed nothing is trained, and they have the whole machine; so has each training step
-of --eats, whose rate is compared with that of the readers at its size. Memory is the peak
+of --eats, whose rate is compared with that of the readers at its size (a batch has as many
+pixels as 32 images of 64x64 at most, for the memory's sake). Memory is the peak
 of the processes that read together (Linux), and the growth of this one above what it held
 before; of a .npy, which is mapped, the pages in use count in each process.
 """
@@ -128,6 +129,8 @@ def step_rate(config: ml_collections.ConfigDict, seconds: float) -> float:
     from gamix_jax.state import create_state
     from gamix_jax.steps import make_train_step
 
+    images = max(1, 32 * 64**2 // config.data.size**2)
+    config.train.batch_size = min(config.train.batch_size, images)
     step = map_over_devices(make_train_step(config), donate_state=True)
     shape = (config.train.batch_size, *[config.data.size] * 2, config.data.channels)
     batch = put_on_devices(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
@@ -150,7 +153,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
-    eats = ["digits", "celeba:small", "celeba:128,small"]
+    eats = ["digits", "celeba:small", "celeba:128,small", "celeba_hq"]
     parser.add_argument("--eats", nargs="*", default=eats, help="one of each size")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each rate")
     parser.add_argument("--json", type=record.file_to_write)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import runpy
 import subprocess
 import time
@@ -42,8 +43,13 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     devices = jax.devices()
+    device = f"{len(devices)} {devices[0].device_kind}, {os.cpu_count()} cores"
+    processors = Path("/proc/cpuinfo")  # of Linux
+    if processors.exists():
+        names = re.findall(r"model name\s*: (.*)", processors.read_text())
+        device += f" of {names[0]}" if names else ""
     return {
-        "device": f"{len(devices)} {devices[0].device_kind}, {os.cpu_count()} cores",
+        "device": device,
         "versions": versions,
         "commit": COMMIT,
         "date": date.today().isoformat(),
@@ -101,7 +107,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     table = Table(*rows[0], title=title, title_justify="left", box=box.MARKDOWN)
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console(width=200).print(table)
+    Console(width=240).print(table)
 
 
 def _cell(value: Any) -> str:

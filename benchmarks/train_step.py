@@ -5,7 +5,8 @@
 Products: the floating-point operations of the step's convolutions and matrix products at
 the rate of a large matrix product. Copies: the bytes that XLA counts in the compiled
 program, operation by operation, at the rate of an addition of 1 to a large array; what
-lies in a cache takes less. Both rates are measured here, in turn with the step, and the
+lies in a cache takes less. Both rates are measured here, in turn with the step and with
+the steps of the configuration's other dtypes and remat, and the
 floor is the larger of the two; no bound on a CPU in float32, where Winograd's convolutions
 take half of the products counted. "Host" is what a call costs beside the program: a step that
 only adds 1 to as many numbers as the state has arrays. Each step is waited for, as training
@@ -42,7 +43,7 @@ from gamix_jax.state import create_state
 from gamix_jax.steps import make_train_step
 from gamix_jax.train import train
 
-SIDE = {"cpu": 2048, "gpu": 8192}  # of the square matrices
+SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the square matrices
 COPIED = 2**28  # bytes
 
 
@@ -143,35 +144,43 @@ def outside_steps(config: ml_collections.ConfigDict, steps: int) -> float:
 
 
 def measure(
-    config: ml_collections.ConfigDict, name: str, rounds: int, seconds: float
-) -> dict:
-    """A row of the table."""
-    functions, step = calls(config)
-    times = {
-        what: float(np.median(taken))
-        for what, taken in record.time_in_turn(functions, rounds, seconds).items()
-    }
-    flop = 1e9 * training_gflop_per_image(config) * config.train.batch_size
-    side = SIDE[jax.default_backend()]
-    rate, bytes_a_second = 2 * side**3 / times["product"], 2 * COPIED / times["copy"]
-    of_products = flop / rate
-    of_copies = copied_bytes(step) / bytes_a_second
-    return {
-        "config": name,
-        "dtype": config.model.dtype,
-        "remat": config.model.remat,
-        "batch": config.train.batch_size,
-        "ms a step": 1e3 * times["step"],
-        "images/s": config.train.batch_size / times["step"],
-        "GFLOP/s": flop / times["step"] / 1e9,
-        "of products": rate / 1e9,
-        "GB/s of copies": bytes_a_second / 1e9,
-        "products, ms": 1e3 * of_products,
-        "copies, ms": 1e3 * of_copies,
-        "floor / step": max(of_products, of_copies) / times["step"],
-        "host / step": times["host"] / times["step"],
-        "memory, MiB": sum(memory(step).values()) / 2**20,
-    }
+    configs: list[ml_collections.ConfigDict], name: str, rounds: int, seconds: float
+) -> list[dict]:
+    """Rows of the table, of the same networks in other dtypes or with remat; all timed in turn, with the ratio to the first."""
+    functions, steps = {}, []
+    for i, config in enumerate(configs):
+        of_one, step = calls(config)
+        functions |= {(i, what): function for what, function in of_one.items()}
+        steps.append(step)
+    times = record.time_in_turn(functions, rounds, seconds)
+    side, rows = SIDE[jax.default_backend()], []
+    for i, (config, step) in enumerate(zip(configs, steps, strict=True)):
+        taken, host, product, copy = (
+            float(np.median(times[i, what]))
+            for what in ("step", "host", "product", "copy")
+        )
+        flop = 1e9 * training_gflop_per_image(config) * config.train.batch_size
+        rate, bytes_a_second = 2 * side**3 / product, 2 * COPIED / copy
+        of_products, of_copies = flop / rate, copied_bytes(step) / bytes_a_second
+        row = {
+            "config": name,
+            "dtype": config.model.dtype,
+            "remat": config.model.remat,
+            "batch": config.train.batch_size,
+            "ms a step": 1e3 * taken,
+            "to the first": float(np.median(times[i, "step"] / times[0, "step"])),
+            "images/s": config.train.batch_size / taken,
+            "GFLOP/s": flop / taken / 1e9,
+            "of products": rate / 1e9,
+            "GB/s of copies": bytes_a_second / 1e9,
+            "products, ms": 1e3 * of_products,
+            "copies, ms": 1e3 * of_copies,
+            "floor / step": max(of_products, of_copies) / taken,
+            "host / step": host / taken,
+            "memory, MiB": sum(memory(step).values()) / 2**20,
+        }
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
@@ -199,16 +208,18 @@ def main() -> None:
     if jax.local_device_count() > 1:
         raise SystemExit("Let this see one device only (CUDA_VISIBLE_DEVICES=0).")
     rows = []
-    for name, dtype, batch, remat in itertools.product(
-        args.configs, args.dtypes, args.batches, args.remat
-    ):
-        config = record.load_config(name)
-        config.model.dtype, config.model.remat = dtype, remat == "yes"
-        config.train.batch_size = batch or config.train.batch_size
-        row = measure(config, name, args.rounds, args.seconds)
-        if args.loop:
-            row["outside steps"] = outside_steps(config, args.loop)
-        rows.append(row)
+    for name, batch in itertools.product(args.configs, args.batches):
+        configs = []
+        for dtype, remat in itertools.product(args.dtypes, args.remat):
+            config = record.load_config(name)
+            config.model.dtype, config.model.remat = dtype, remat == "yes"
+            config.train.batch_size = batch or config.train.batch_size
+            configs.append(config)
+        found = measure(configs, name, args.rounds, args.seconds)
+        for row, config in zip(found, configs, strict=True):
+            if args.loop:
+                row["outside steps"] = outside_steps(config, args.loop)
+        rows += found
         record.write(args.json, {"rows": rows})  # kept, should the next one fail
     record.show(rows, "The training step beside the machine's limits")
 

@@ -86,6 +86,34 @@ def test_the_script_for_a_gpu_wants_one(tmp_path):
     assert "error: JAX sees no GPU here" in result.stdout
 
 
+def test_the_script_for_a_gpu_ends_in_time(tmp_path):
+    """With a Python that sees a GPU and does nothing else; bash goes on counting from SECONDS."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\n")
+    python.chmod(0o755)
+
+    def said(begun):
+        result = subprocess.run(
+            ["bash", ROOT / "benchmarks/gpu.sh", tmp_path / "out"],
+            env=os.environ
+            | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SECONDS": str(begun)},
+            capture_output=True,
+            text=True,
+        )
+        parts = [x for x in result.stdout.splitlines() if x.startswith("== ")]
+        return result.returncode, parts
+
+    status, parts = said(0)
+    assert (status, len(parts)) == (0, 6)
+    for part in parts:  # each is a script that is there
+        assert (ROOT / part.split()[3]).exists()
+    status, late = said(465)
+    assert status == 1
+    assert late == [
+        f"{part.split(': ')[0]}: left out, for the time is up" for part in parts
+    ]
+
+
 @pytest.mark.slow
 def test_scaling(tmp_path, tiny):
     """Two processes; the script itself compares pmap's state and metrics with shard_map's."""
