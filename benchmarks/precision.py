@@ -1,6 +1,6 @@
 """The losses of trainings in bfloat16 beside float32, from the same weights, images and noise, over several seeds.
 
-    python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --seeds=40 --json=benchmarks/precision.json
+    python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --seeds=30 --json=benchmarks/precision.json
 
 `--images` is a folder of photos. The configuration is configs/celeba.py:folder, at which
 bfloat16 is aimed, with its objective, normalisation, weights and learning rates, but of
@@ -87,6 +87,7 @@ def curves(
     rows = logged(workdir)
     if len(rows) < config.train.steps:
         raise SystemExit("Stopped; the same command goes on.")
+    jax.clear_caches()  # the programs of 40 trainings are more than Linux maps for one process
     return {loss: np.array([row[loss] for row in rows]) for loss in LOSSES}, state
 
 
