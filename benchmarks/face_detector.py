@@ -200,7 +200,9 @@ def main() -> None:
     )
     for workdir, run in runs.items():
         key = tables.settings(read_config(workdir), of_images), weights
-        if not {*SHARES} <= known.get(key, {}).keys():  # or without a newer column
+        if (
+            not {*SHARES, *SHARES.values()} <= known.get(key, {}).keys()
+        ):  # or without a newer column
             known[key] = (
                 run._asdict()
                 | {"settings": key[0], "classifier": weights}

@@ -2,8 +2,7 @@
 
     python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --seeds=30 --json=benchmarks/precision.json
 
-`--images` is a folder of photos. The configuration is configs/celeba.py:folder, at which
-bfloat16 is aimed, with its objective, normalisation, weights and learning rates, but of
+`--images` is a folder of photos. The configuration is configs/celeba.py:folder with its objective, normalisation, weights and learning rates, but of
 32x32 images and networks narrow enough for a CPU. A folder of runs is of one version of
 the code. Draws the curves. Trainings drift apart from the first rounding, so each seed is
 trained a third time, in float32 with the autoencoder's learning rate larger by a
@@ -87,7 +86,7 @@ def curves(
     rows = logged(workdir)
     if len(rows) < config.train.steps:
         raise SystemExit("Stopped; the same command goes on.")
-    jax.clear_caches()  # the programs of 40 trainings are more than Linux maps for one process
+    jax.clear_caches()  # or programs of some 30 trainings fill the process's maps
     return {loss: np.array([row[loss] for row in rows]) for loss in LOSSES}, state
 
 

@@ -220,7 +220,8 @@ def main() -> None:
             if args.loop:
                 row["outside steps"] = outside_steps(config, args.loop)
         rows += found
-        record.write(args.json, {"rows": rows})  # kept, should the next one fail
+        # Kept, should the next configuration or batch fail.
+        record.write(args.json, {"rows": rows})
     record.show(rows, "The training step beside the machine's limits")
 
 

@@ -104,7 +104,7 @@ def test_the_script_for_a_gpu_ends_in_time(tmp_path):
         return result.returncode, parts
 
     status, parts = said(0)
-    assert (status, len(parts)) == (0, 6)
+    assert (status, len(parts)) == (0, 7)
     for part in parts:  # each is a script that is there
         assert (ROOT / part.split()[3]).exists()
     status, late = said(465)
@@ -181,6 +181,8 @@ def test_train_step(tmp_path, tiny, monkeypatch):
         *("--remat", "no", "yes", "--rounds=1", "--loop=3"),
     )
     assert [(row["batch"], row["remat"]) for row in found] == [(8, False), (8, True)]
+    assert found[0]["to the first"] == 1.0
+    assert found[0]["memory, MiB"] > found[1]["memory, MiB"]  # remat saves some
     for row in found:
         floor = max(row["products, ms"], row["copies, ms"])
         assert row["floor / step"] == pytest.approx(floor / row["ms a step"])
