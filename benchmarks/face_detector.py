@@ -200,9 +200,8 @@ def main() -> None:
     )
     for workdir, run in runs.items():
         key = tables.settings(read_config(workdir), of_images), weights
-        if (
-            not {*SHARES, *SHARES.values()} <= known.get(key, {}).keys()
-        ):  # or without a newer column
+        # A row of before a column was new is made again.
+        if not {*SHARES, *SHARES.values()} <= known.get(key, {}).keys():
             known[key] = (
                 run._asdict()
                 | {"settings": key[0], "classifier": weights}

@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py --images=DIR --runs=runs/precision --picture=docs/precision.png --seeds=30 --json=benchmarks/precision.json
 
-`--images` is a folder of photos. The configuration is configs/celeba.py:folder with its objective, normalisation, weights and learning rates, but of
-32x32 images and networks narrow enough for a CPU. A folder of runs is of one version of
-the code. Draws the curves. Trainings drift apart from the first rounding, so each seed is
+`--images` is a folder of photos. The configuration is configs/celeba.py:folder with its
+objective, normalisation, weights and learning rates, but of 32x32 images and networks
+narrow enough for a CPU. A folder of runs is of one version of the code. Draws the curves. Trainings drift apart from the first rounding, so each seed is
 trained a third time, in float32 with the autoencoder's learning rate larger by a
 millionth: what differs there is chance. The first table has how the means over the last
 fifth of the steps differ between bfloat16, float32 and that control, relative to the mean
