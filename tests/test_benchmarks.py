@@ -112,6 +112,14 @@ def test_the_script_for_a_gpu_ends_in_time(tmp_path):
     assert late == [
         f"{part.split(': ')[0]}: left out, for the time is up" for part in parts
     ]
+    limits = tmp_path / "limits"
+    (tmp_path / "timeout").write_text(f'#!/bin/bash\necho "$3" >> {limits}\n')
+    (tmp_path / "timeout").chmod(0o755)
+    said(400)  # of 470
+    seconds = [int(limit) for limit in limits.read_text().split()]
+    # Two looks for a GPU and seven parts; as written most of these have more.
+    assert len(seconds) == 2 + 7
+    assert 60 < max(seconds) <= 70
 
 
 @pytest.mark.slow
